@@ -1,0 +1,1 @@
+__global__ void probe(float* x) { x[threadIdx.x] = 1.0f; }
