@@ -1,0 +1,49 @@
+"""Meta-learning for PyTorch: exact meta-gradients of a whole batch of tasks in one call, and plug-in algorithms."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from innerloop.contract import Algorithm, Dataset, EmbeddingAlgorithm, Result
+from innerloop.registry import PluginError, UnknownNameError, algorithms
+from innerloop.tasks import TaskBatch
+
+available = algorithms.available
+get = algorithms.get
+register = algorithms.register
+
+# Imported when first used, so that `import innerloop` stays light.
+_LAZY = {
+    "maml_loss": "innerloop.engine",
+    "fit": "innerloop.training",
+    "evaluate": "innerloop.evaluation",
+    "data": "innerloop.data",
+    "models": "innerloop.models",
+    "ops": "innerloop.ops",
+}
+
+__all__ = [
+    "Algorithm",
+    "Dataset",
+    "EmbeddingAlgorithm",
+    "PluginError",
+    "Result",
+    "TaskBatch",
+    "UnknownNameError",
+    "available",
+    "get",
+    "register",
+    *_LAZY,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'innerloop' has no attribute {name!r}")
+    module = import_module(_LAZY[name])
+    return module if _LAZY[name] == f"innerloop.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

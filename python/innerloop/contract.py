@@ -1,0 +1,183 @@
+"""What a plug-in implements: an algorithm, a data set, and the result they exchange.
+
+An algorithm plug-in subclasses :class:`Algorithm` (or :class:`EmbeddingAlgorithm`), a data-set plug-in
+:class:`Dataset` (or :class:`ClassDataset`), and names itself in the entry-point group ``innerloop.algorithms`` or
+``innerloop.datasets``. Nothing else of the package needs to know it.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from innerloop.losses import Loss, accuracy_per_task, loss_per_task
+from innerloop.tasks import TaskBatch
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an algorithm reports about a batch of T tasks.
+
+    Attributes:
+        loss: 0-d, the mean over tasks; differentiable with respect to the algorithm's parameters.
+        task_losses: [T], detached; a task with a NaN shows it here and nowhere else.
+        logits: [T, Q, *out], detached: the outputs for the query set after adaptation.
+        task_accuracies: [T], the share of valid query samples classified rightly; None for regression.
+    """
+
+    loss: Tensor
+    task_losses: Tensor
+    logits: Tensor
+    task_accuracies: Tensor | None = None
+
+    @classmethod
+    def of(cls, outputs: Tensor, targets: Tensor, mask: Tensor | None, loss: Loss = "cross_entropy") -> Result:
+        """The result of outputs [T, Q, *out] for targets [T, Q] or [T, Q, *out], with mask [T, Q] or None."""
+        losses = loss_per_task(outputs, targets, mask, loss)
+        accuracies = None if targets.is_floating_point() else accuracy_per_task(outputs, targets, mask)
+        return cls(losses.mean(), losses.detach(), outputs.detach(), accuracies)
+
+    @property
+    def accuracy(self) -> Tensor | None:
+        """0-d mean of the task accuracies; None for regression."""
+        return None if self.task_accuracies is None else self.task_accuracies.mean()
+
+
+class Algorithm(nn.Module, ABC):
+    """A meta-learning algorithm: a module whose parameters are what meta-training learns.
+
+    The constructor takes the model first; its options are annotated keyword arguments with defaults, and that is all
+    it takes for the command line to offer them. The first line of the class's docstring is its one-line description.
+
+    A class attribute or instance attribute ``inner_steps`` (int), where an algorithm has one, is what evaluation
+    changes for ``inner_steps=``; ``bn`` (str), where it has one, is recorded with every result.
+    """
+
+    #: Whether the model keeps a classification head of its own (``ways`` outputs); embedding methods set False.
+    needs_head: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @abstractmethod
+    def forward(self, tasks: TaskBatch) -> Result:
+        """Adapt to every task's support set and report on its query set."""
+
+    @abstractmethod
+    def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
+        """Adapt to one task, support_x [S, ...] and support_y [S]; the module returned maps query_x [Q, ...] to
+        outputs [Q, *out] and is independent of this algorithm's parameters."""
+
+
+class EmbeddingAlgorithm(Algorithm):
+    """An algorithm that embeds every sample once and classifies embeddings by comparing them.
+
+    A subclass writes :meth:`classify` alone. Training and evaluation share it, and evaluation embeds each image of a
+    data set once, however many tasks it appears in.
+    """
+
+    needs_head = False
+
+    @abstractmethod
+    def classify(
+        self,
+        support: Tensor,
+        support_y: Tensor,
+        query: Tensor,
+        ways: int,
+        support_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Log-probabilities up to a constant (logits) for every query sample.
+
+        Args:
+            support: [T, S, D] embeddings. support_y: [T, S] int64 labels in 0 … ways-1.
+            query: [T, Q, D] embeddings.
+            support_mask: [T, S] bool, False where a sample is padding; None: all are valid.
+
+        Returns: [T, Q, ways].
+        """
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embed samples x [N, ...] as [N, D]."""
+        return self.model(x).flatten(1)
+
+    def forward(self, tasks: TaskBatch) -> Result:
+        support = tasks.support_x.flatten(0, 1)
+        query = tasks.query_x.flatten(0, 1)
+        if tasks.support_mask is None and tasks.query_mask is None:
+            embedded = self.embed(torch.cat((support, query)))
+            support, query = embedded.split((len(support), len(query)))
+        else:  # padding must not enter a batch statistic
+            support = self._embed_valid(support, tasks.support_mask)
+            query = self._embed_valid(query, tasks.query_mask)
+        count = tasks.num_tasks
+        logits = self.classify(
+            support.unflatten(0, (count, -1)),
+            tasks.support_y,
+            query.unflatten(0, (count, -1)),
+            tasks.ways,
+            tasks.support_mask,
+        )
+        return Result.of(logits, tasks.query_y, tasks.query_mask)
+
+    def _embed_valid(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return self.embed(x)
+        valid = mask.flatten()
+        embedded = self.embed(x[valid])
+        return embedded.new_zeros(len(x), embedded.shape[1]).index_put((valid.nonzero()[:, 0],), embedded)
+
+    def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
+        return _EmbeddingLearner(self, support_x, support_y)
+
+
+class _EmbeddingLearner(nn.Module):
+    """One task's embedded support set with a frozen copy of the algorithm that compares queries with it."""
+
+    def __init__(self, algorithm: EmbeddingAlgorithm, support_x: Tensor, support_y: Tensor) -> None:
+        super().__init__()
+        self.algorithm = copy.deepcopy(algorithm).requires_grad_(False)
+        self.ways = int(support_y.max()) + 1
+        with torch.no_grad():
+            self.support = nn.Buffer(self.algorithm.embed(support_x)[None])
+        self.support_y = nn.Buffer(support_y[None])
+
+    def forward(self, query_x: Tensor) -> Tensor:
+        query = self.algorithm.embed(query_x)[None]
+        return self.algorithm.classify(self.support, self.support_y, query, self.ways)[0]
+
+
+class Dataset(ABC):
+    """A source of tasks. Options are the constructor's annotated keyword arguments, as for an algorithm.
+
+    Attributes:
+        input_shape: shape of one sample x, for example (1, 28, 28).
+        target_shape: None where targets are class labels; else the shape of one target, for example (1,).
+    """
+
+    input_shape: tuple[int, ...]
+    target_shape: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def split(self, name: Split) -> Dataset:
+        """The part of the data for meta-training ("train"), validation ("val") or testing ("test")."""
+
+    @abstractmethod
+    def sample(self, tasks: int, ways: int, shots: int, queries: int, seed: int, first_task: int = 0) -> TaskBatch:
+        """Tasks number first_task … first_task + tasks - 1 of the stream that seed names.
+
+        Task i of a seed is the same task whatever the batch it is drawn in. shots and queries count samples per
+        class; a regression data set ignores ways and takes them as samples per task.
+
+        Raises:
+            ValueError: fewer classes than ways, or a class with fewer than shots + queries samples.
+        """
