@@ -1,0 +1,137 @@
+"""Running a module with parameters from outside, without touching the module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from innerloop.inner_loop import BatchNormMode
+
+
+class TaskBatchNorm(nn.Module):
+    """BatchNorm inside one task: its mode is given, its running statistics are never written.
+
+    Replaces a BatchNorm layer in a :class:`FunctionalModel`. In mode "support" the model says, by ``recording``,
+    whether a pass is the support set's (whose statistics are used and kept) or the query set's (which reads them).
+
+    Args:
+        source: the layer replaced. mode: see :class:`innerloop.inner_loop.InnerLoop`.
+        elementary: normalise in elementary operations. torch.func differentiates F.batch_norm twice wrongly
+            (docs/numerics.md), so whatever runs under it must set this.
+    """
+
+    def __init__(self, source: _BatchNorm, mode: BatchNormMode, elementary: bool) -> None:
+        super().__init__()
+        self._parameters = dict(source._parameters)
+        self._buffers = dict(source._buffers)
+        self.mode = mode
+        self.elementary = elementary
+        self.eps = source.eps
+        self.recording = True
+        self.support_mean: Tensor | None = None
+        self.support_var: Tensor | None = None
+        if mode == "running" and source.running_mean is None:
+            raise ValueError("bn is 'running', but the model has a BatchNorm layer with track_running_stats=False")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "running":
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        if self.mode == "transductive" and not self.elementary:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        if self.mode == "transductive" or self.recording:
+            over = [dim for dim in range(x.dim()) if dim != 1]
+            var, mean = torch.var_mean(x, over, correction=0, keepdim=True)
+            if self.mode == "support":
+                self.support_var, self.support_mean = var, mean
+        else:
+            assert self.support_var is not None and self.support_mean is not None
+            var, mean = self.support_var, self.support_mean
+        out = (x - mean) * torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out
+
+
+class FunctionalModel:
+    """A copy of a module's structure that runs with whatever parameters it is handed.
+
+    The copy shares nothing that a forward pass writes: parameters are slots of its own, buffers are cloned for every
+    task, BatchNorm follows ``bn`` alone. So several threads can run copies of one model at once, and the model stays
+    as it is.
+
+    Args:
+        model: any module. bn: BatchNorm's mode. elementary: see :class:`TaskBatchNorm`.
+    """
+
+    def __init__(self, model: nn.Module, bn: BatchNormMode, elementary: bool = False) -> None:
+        self._norms: list[TaskBatchNorm] = []
+        self._buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+        self._copies: dict[int, nn.Module] = {}
+        self.module = self._copy(model, bn, elementary)
+        self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
+        first_name: dict[int, str] = {}
+        for path, module in self.module.named_modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:  # a tied parameter has several places under its first name
+                    name = first_name.setdefault(id(parameter), f"{path}.{leaf}" if path else leaf)
+                    self._slots.setdefault(name, []).append((module, leaf))
+
+    def _copy(self, module: nn.Module, bn: BatchNormMode, elementary: bool) -> nn.Module:
+        if id(module) in self._copies:
+            return self._copies[id(module)]
+        twin: nn.Module
+        if isinstance(module, _BatchNorm):
+            twin = TaskBatchNorm(module, bn, elementary)
+            self._norms.append(twin)
+        else:
+            twin = type(module).__new__(type(module))
+            twin.__dict__ = dict(module.__dict__)
+            twin._parameters = dict(module._parameters)
+            twin._buffers = dict(module._buffers)
+            if twin._buffers:
+                self._buffers.append((twin, dict(module._buffers)))
+        self._copies[id(module)] = twin
+        twin._modules = {
+            name: None if child is None else self._copy(child, bn, elementary)
+            for name, child in module._modules.items()
+        }
+        return twin
+
+    @property
+    def reads_support_statistics(self) -> bool:
+        """Whether a query pass needs a support pass at the same parameters before it."""
+        return any(norm.mode == "support" for norm in self._norms)
+
+    def start_task(self) -> None:
+        """Give the buffers the model's values again, whatever an earlier task's passes wrote."""
+        for module, buffers in self._buffers:
+            module._buffers = {name: None if value is None else value.clone() for name, value in buffers.items()}
+
+    def set(self, parameters: Mapping[str, Tensor]) -> None:
+        """Put parameters into their places, by the names that model.named_parameters() gives."""
+        for name, value in parameters.items():
+            for module, leaf in self._slots[name]:
+                module._parameters[leaf] = value  # type: ignore[assignment]
+                if isinstance(module, nn.RNNBase):  # its kernels read this list, not the attributes
+                    module._flat_weights = [module._parameters[weight] for weight in module._flat_weights_names]
+
+    def support(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs for the support set, whose BatchNorm statistics the query passes after it may read."""
+        return self._run(parameters, x, recording=True)
+
+    def query(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs for the query set."""
+        return self._run(parameters, x, recording=False)
+
+    def _run(self, parameters: Mapping[str, Tensor], x: Tensor, recording: bool) -> Tensor:
+        for norm in self._norms:
+            norm.recording = recording
+        self.set(parameters)
+        return self.module(x)

@@ -1,0 +1,186 @@
+"""What one inner loop is asked to do: the settings that every engine reads.
+
+Symbols, as in the recurrence: θₖ the adapted parameters after k steps, αₖ the inner learning rate of step k, wₖ the
+weight of the query loss at θₖ and u the weight of the support loss at θ₀ in the meta-loss
+
+    mean over tasks of [ u·L_support(θ₀) + Σₖ wₖ L_query(θₖ) ],    θₖ₊₁ = θₖ − αₖ ⊙ ∇L_support(θₖ),  k = 0 … K−1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from innerloop.losses import Loss
+from innerloop.registry import nearest
+
+BatchNormMode = Literal["transductive", "support", "running"]
+
+#: α as users write it: one for everything, or by parameter name or name prefix; a parameter without one stays fixed.
+InnerLR = float | Tensor | Mapping[str, float | Tensor]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The α of one parameter: 0-d or parameter-shaped; with a leading [K] where it differs between steps."""
+
+    value: Tensor
+    per_step: bool = False
+
+    def at(self, step: int) -> Tensor:
+        """α of one step: 0-d or parameter-shaped."""
+        return self.value[step] if self.per_step else self.value
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """A validated inner loop; :meth:`create` makes one from the arguments that users give.
+
+    Attributes:
+        steps: K.
+        rates: α of every adapted parameter, by name; a parameter that is not named is not adapted.
+        step_weights: w, K + 1 numbers. support_weight: u.
+        first_order: drop the Hessian from the meta-gradient; gradients of α stay.
+        bn: what BatchNorm normalises with: "transductive", the statistics of the batch at hand; "support", the query
+            with the statistics of the support set at the same θₖ; "running", the module's running statistics.
+        loss: "cross_entropy", "mse" or a callable.
+    """
+
+    steps: int
+    rates: Mapping[str, Rate]
+    step_weights: tuple[float, ...]
+    support_weight: float
+    first_order: bool
+    bn: BatchNormMode
+    loss: Loss
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        *,
+        inner_lr: InnerLR,
+        inner_steps: int = 1,
+        step_weights: Sequence[float] | Tensor | None = None,
+        support_weight: float = 0.0,
+        adapt: str | Iterable[str] | None = None,
+        first_order: bool = False,
+        bn: BatchNormMode = "transductive",
+        loss: Loss = "cross_entropy",
+    ) -> InnerLoop:
+        """Check the arguments of :func:`innerloop.maml_loss` against a model.
+
+        Raises:
+            TypeError, ValueError: the message names the argument, what it was and what was expected.
+        """
+        if not isinstance(inner_steps, int) or inner_steps < 0:
+            raise ValueError(f"inner_steps is {inner_steps!r}, expected an integer of at least 0")
+        if bn not in get_args(BatchNormMode):
+            raise ValueError(f"bn is {bn!r}.{nearest(str(bn), list(get_args(BatchNormMode)))}")
+        if not callable(loss) and loss not in ("cross_entropy", "mse"):
+            raise ValueError(f"loss is {loss!r}, expected 'cross_entropy', 'mse' or a callable")
+        if not math.isfinite(support_weight):
+            raise ValueError(f"support_weight is {support_weight!r}, expected a finite number")
+        return cls(
+            steps=inner_steps,
+            rates=_resolve_rates(dict(model.named_parameters()), inner_lr, inner_steps, adapt),
+            step_weights=_check_step_weights(step_weights, inner_steps),
+            support_weight=float(support_weight),
+            first_order=first_order,
+            bn=bn,
+            loss=loss,
+        )
+
+
+def _check_step_weights(weights: Sequence[float] | Tensor | None, steps: int) -> tuple[float, ...]:
+    if weights is None:
+        return (*[0.0] * steps, 1.0)
+    numbers = tuple(float(weight) for weight in weights)
+    if len(numbers) != steps + 1:
+        raise ValueError(
+            f"step_weights has {len(numbers)} entries, expected inner_steps + 1 = {steps + 1}: "
+            "one for the query loss before adaptation and one after each step"
+        )
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"step_weights is {numbers}, expected finite numbers")
+    return numbers
+
+
+def is_under(name: str, prefix: str) -> bool:
+    """Whether a parameter's name is the prefix, or lies in the module that the prefix names."""
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _matching(names: Iterable[str], prefix: str, argument: str) -> list[str]:
+    names = list(names)
+    matches = [name for name in names if is_under(name, prefix)]
+    if not matches:
+        raise ValueError(f"{argument} names {prefix!r}, which is no parameter of the model.{nearest(prefix, names)}")
+    return matches
+
+
+def _resolve_rates(
+    parameters: Mapping[str, nn.Parameter],
+    inner_lr: InnerLR,
+    steps: int,
+    adapt: str | Iterable[str] | None,
+) -> dict[str, Rate]:
+    if adapt is None:
+        adapted = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    else:
+        prefixes = [adapt] if isinstance(adapt, str) else list(adapt)
+        adapted = {name for prefix in prefixes for name in _matching(parameters, prefix, "adapt")}
+    if not isinstance(inner_lr, Mapping):
+        value, per_step = _common_rate(inner_lr, steps, "inner_lr")
+        return {name: Rate(value.to(parameter), per_step) for name, parameter in parameters.items() if name in adapted}
+    rates = {}
+    for prefix in sorted(inner_lr, key=len):  # the longest name that matches a parameter is its α
+        for name in _matching(parameters, prefix, "inner_lr"):
+            if name in adapted:
+                rates[name] = _parameter_rate(prefix, name, inner_lr[prefix], parameters[name], steps)
+    return {name: rates[name] for name in parameters if name in rates}
+
+
+def _common_rate(value: float | Tensor, steps: int, argument: str) -> tuple[Tensor, bool]:
+    """α for any parameter: 0-d, or [K] one for each step."""
+    if not isinstance(value, Tensor):
+        if not math.isfinite(value):
+            raise ValueError(f"{argument} is {value!r}, expected a finite number")
+        return torch.tensor(float(value), dtype=torch.float64), False
+    if not value.is_floating_point():
+        raise TypeError(f"{argument} has dtype {value.dtype}, expected floating point")
+    if value.dim() == 0:
+        return value, False
+    if value.shape == (steps,):
+        return value, True
+    raise ValueError(
+        f"{argument} has shape {tuple(value.shape)}, expected a number, a 0-d tensor or [inner_steps] = [{steps}]"
+    )
+
+
+def _parameter_rate(prefix: str, name: str, value: float | Tensor, parameter: nn.Parameter, steps: int) -> Rate:
+    argument = f"inner_lr[{prefix!r}]"
+    shape = parameter.shape
+    # Only a parameter's full name can carry a value of its shape: a prefix stands for parameters of many shapes.
+    if isinstance(value, Tensor) and value.dim() > 0 and prefix == name and value.is_floating_point():
+        if value.shape == shape == (steps,) and steps > 1:
+            raise ValueError(
+                f"{argument} has shape {tuple(shape)}, which is both [inner_steps] and the parameter's shape: "
+                f"pass [inner_steps, *parameter] = {[steps, *shape]} to say which is meant"
+            )
+        if value.shape == shape:
+            return Rate(value.to(parameter))
+        if value.shape == (steps, *shape):
+            return Rate(value.to(parameter), per_step=True)
+        if value.shape != (steps,):
+            raise ValueError(
+                f"{argument} has shape {tuple(value.shape)}, expected 0-d, [inner_steps] = [{steps}], the parameter's "
+                f"{list(shape)} or [inner_steps, *parameter] = {[steps, *shape]}"
+            )
+    common, per_step = _common_rate(value, steps, argument)
+    return Rate(common.to(parameter), per_step)
