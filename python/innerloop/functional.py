@@ -24,16 +24,21 @@ class TaskBatchNorm(nn.Module):
             (docs/numerics.md), so whatever runs under it must set this.
     """
 
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    support_mean: Tensor | None
+    support_var: Tensor | None
+
     def __init__(self, source: _BatchNorm, mode: BatchNormMode, elementary: bool) -> None:
         super().__init__()
         self._parameters = dict(source._parameters)
-        self._buffers = dict(source._buffers)
+        self._buffers = {**source._buffers, "support_mean": None, "support_var": None}
         self.mode = mode
         self.elementary = elementary
         self.eps = source.eps
         self.recording = True
-        self.support_mean: Tensor | None = None
-        self.support_var: Tensor | None = None
         if mode == "running" and source.running_mean is None:
             raise ValueError("bn is 'running', but the model has a BatchNorm layer with track_running_stats=False")
 
@@ -50,10 +55,11 @@ class TaskBatchNorm(nn.Module):
             if self.mode == "support":
                 self.support_var, self.support_mean = var, mean
         else:
-            assert self.support_var is not None and self.support_mean is not None
+            assert self.support_var is not None
+            assert self.support_mean is not None
             var, mean = self.support_var, self.support_mean
         out = (x - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out
@@ -129,6 +135,17 @@ class FunctionalModel:
     def query(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs for the query set."""
         return self._run(parameters, x, recording=False)
+
+    def as_module(self, parameters: Mapping[str, Tensor], support_x: Tensor) -> nn.Module:
+        """A module for queries alone, with these parameters and, where it reads them, the support set's statistics."""
+        self.start_task()
+        self.set({name: nn.Parameter(value.clone(), requires_grad=False) for name, value in parameters.items()})
+        with torch.no_grad():
+            if self.reads_support_statistics:
+                self.module(support_x)
+        for norm in self._norms:
+            norm.recording = False
+        return self.module
 
     def _run(self, parameters: Mapping[str, Tensor], x: Tensor, recording: bool) -> Tensor:
         for norm in self._norms:

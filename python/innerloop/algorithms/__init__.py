@@ -1,0 +1,1 @@
+"""The built-in algorithms: one paper, one file, found through the same entry points as everybody else's."""

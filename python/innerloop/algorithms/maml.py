@@ -1,0 +1,89 @@
+"""Model-Agnostic Meta-Learning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from innerloop import engine as engines
+from innerloop import torch_engine
+from innerloop.contract import Algorithm, Result
+from innerloop.functional import FunctionalModel
+from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR
+from innerloop.losses import Loss
+from innerloop.tasks import TaskBatch
+
+
+class MAML(Algorithm):
+    """MAML: an initialisation that a few gradient steps adapt to a task (Finn et al. 2017).
+
+    Minimises the query loss after K steps of gradient descent on the support set, the paper's algorithm 1 and 2, with
+    the exact meta-gradient; ``first_order`` drops the second derivatives (its section 5.2).
+
+    Args:
+        model: any module; its outputs are logits, or the targets' shape for regression.
+        inner_lr: α, the step size of the inner loop.
+        inner_steps: K, gradient steps on the support set.
+        first_order: drop the second derivatives (FOMAML).
+        bn: BatchNorm statistics: "transductive" of the batch at hand, "support" of the support set, "running".
+        loss: "cross_entropy", "mse", or a callable; None chooses by the targets.
+        step_weights: weights of the query loss before adaptation and after each step; None: the last alone.
+        support_weight: weight of the support loss before adaptation in the meta-loss.
+        engine: "auto", "native" or "torch".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_lr: InnerLR = 0.4,
+        inner_steps: int = 1,
+        first_order: bool = False,
+        bn: BatchNormMode = "transductive",
+        loss: Loss | None = None,
+        step_weights: Sequence[float] | None = None,
+        support_weight: float = 0.0,
+        engine: engines.Engine = "auto",
+    ) -> None:
+        super().__init__(model)
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.first_order = first_order
+        self.bn = bn
+        self.loss = loss
+        self.step_weights = step_weights
+        self.support_weight = support_weight
+        self.engine = engines.check_engine(engine)
+        self.inner_loop(classification=True)  # refuses bad options here, not at the first step
+
+    def adapted(self) -> list[str] | None:
+        """Names or prefixes of the parameters that the inner loop adapts; None: all."""
+        return None
+
+    def inner_loop(self, classification: bool) -> InnerLoop:
+        """The inner loop as the options stand now."""
+        # Evaluation may change inner_steps; weights for other steps say nothing then, and the last step counts.
+        weights = self.step_weights
+        if weights is not None and len(weights) != self.inner_steps + 1 and not torch.is_grad_enabled():
+            weights = None
+        return InnerLoop.create(
+            self.model,
+            inner_lr=self.inner_lr,
+            inner_steps=self.inner_steps,
+            step_weights=weights,
+            support_weight=self.support_weight,
+            adapt=self.adapted(),
+            first_order=self.first_order,
+            bn=self.bn,
+            loss=self.loss or ("cross_entropy" if classification else "mse"),
+        )
+
+    def forward(self, tasks: TaskBatch) -> Result:
+        return engines.meta_result(self.model, tasks, self.inner_loop(tasks.is_classification))
+
+    def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
+        inner = self.inner_loop(not support_y.is_floating_point())
+        adapted = torch_engine.adapt(self.model, dict(self.model.named_parameters()), support_x, support_y, inner)
+        return FunctionalModel(copy.deepcopy(self.model), inner.bn).as_module(adapted, support_x)

@@ -1,0 +1,104 @@
+"""The papers' backbones, by name: ``build(name)(input_shape, outputs, **options)``.
+
+Every builder takes the shape of one sample and the number of outputs, or None for an embedding without a head; its
+options are annotated keyword arguments, which the command line offers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from innerloop.registry import nearest
+
+Shape = tuple[int, ...]
+
+
+class SimpleModel(nn.Module):
+    """Two Linear layers with a ReLU between, on flattened samples: the 784-128-N net of MAML's Omniglot baselines.
+
+    Args:
+        inputs: features of a flattened sample. hidden: width. outputs: of the head.
+    """
+
+    def __init__(self, inputs: int = 784, hidden: int = 128, outputs: int = 5) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, self.inputs)
+        x = torch.relu(self.fc1(x))
+        return self.fc2(x)
+
+
+def mlp(input_shape: Shape = (1, 28, 28), outputs: int | None = 5, *, hidden: int = 128) -> nn.Module:
+    """Two Linear layers with a ReLU between.
+
+    Args:
+        hidden: width of the hidden layer; without a head, of the embedding.
+    """
+    inputs = math.prod(input_shape)
+    if outputs is None:
+        return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+    return SimpleModel(inputs, hidden, outputs)
+
+
+def sinusoid_mlp(input_shape: Shape = (1,), outputs: int | None = 1, *, hidden: int = 40) -> nn.Module:
+    """The regression net of Finn et al. 2017, section 5.1: 1-40-40-1 with ReLU.
+
+    Args:
+        hidden: width of both hidden layers.
+    """
+    layers = [nn.Linear(math.prod(input_shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
+    return nn.Sequential(*layers) if outputs is None else nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def conv4(
+    input_shape: Shape = (1, 28, 28),
+    outputs: int | None = 5,
+    *,
+    filters: int = 64,
+    downsample: Literal["pool", "stride"] = "pool",
+) -> nn.Module:
+    """Four blocks of 3×3 convolution, BatchNorm, ReLU and downsampling (Vinyals et al. 2016, section 4.1.1).
+
+    Args:
+        filters: channels of every block: 64 for Omniglot, 32 for miniImageNet in Finn et al. 2017.
+        downsample: "pool" is a 2×2 max-pool after each block; "stride" a stride of 2 in the convolution, as in
+            Finn et al. 2017 on Omniglot.
+    """
+    channels, height, width = input_shape
+    stride = 2 if downsample == "stride" else 1
+    blocks: list[nn.Module] = []
+    for _ in range(4):
+        blocks += [nn.Conv2d(channels, filters, 3, stride=stride, padding=1), nn.BatchNorm2d(filters), nn.ReLU()]
+        if downsample == "pool":
+            blocks.append(nn.MaxPool2d(2))
+        channels = filters
+        height, width = ((n + 1) // 2 if downsample == "stride" else n // 2 for n in (height, width))
+    if height * width == 0:
+        raise ValueError(f"input_shape is {input_shape}, expected at least 16 × 16 pixels for four halvings")
+    blocks.append(nn.Flatten())
+    if outputs is not None:
+        blocks.append(nn.Linear(filters * height * width, outputs))
+    return nn.Sequential(*blocks)
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"conv4": conv4, "mlp": mlp, "sinusoid_mlp": sinusoid_mlp}
+
+
+def build(name: str) -> Callable[..., nn.Module]:
+    """The builder of that name.
+
+    Raises:
+        LookupError: no such name; the message has the nearest matches and the list.
+    """
+    if name not in BUILDERS:
+        raise LookupError(f"no model is called {name!r}.{nearest(name, sorted(BUILDERS))}")
+    return BUILDERS[name]
