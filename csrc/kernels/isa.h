@@ -14,12 +14,11 @@
   namespace innerloop::v3 { __VA_ARGS__; }       \
   namespace innerloop::baseline { __VA_ARGS__; }
 // clang-format on
-#define INNERLOOP_CALL(function, ...)                          \
-  (::innerloop::isa() == ::innerloop::Isa::v4                  \
-       ? ::innerloop::v4::function(__VA_ARGS__)                \
-       : (::innerloop::isa() == ::innerloop::Isa::v3           \
-              ? ::innerloop::v3::function(__VA_ARGS__)         \
-              : ::innerloop::baseline::function(__VA_ARGS__)))
+#define INNERLOOP_CALL(function, ...)                                                         \
+  (::innerloop::isa() == ::innerloop::Isa::v4                                                 \
+       ? ::innerloop::v4::function(__VA_ARGS__)                                               \
+       : (::innerloop::isa() == ::innerloop::Isa::v3 ? ::innerloop::v3::function(__VA_ARGS__) \
+                                                     : ::innerloop::baseline::function(__VA_ARGS__)))
 #else
 // clang-format off
 #define INNERLOOP_DECLARE(...) namespace innerloop::baseline { __VA_ARGS__; }

@@ -32,7 +32,9 @@ const Isa chosen = chosen_isa();
 
 }  // namespace
 
-Isa isa() { return chosen; }
+Isa isa() {
+  return chosen;
+}
 
 const char* isa_name() {
   switch (chosen) {
@@ -46,12 +48,16 @@ const char* isa_name() {
 }
 
 namespace {
-std::string instruction_set() { return isa_name(); }
+std::string instruction_set() {
+  return isa_name();
+}
 }  // namespace
 
 }  // namespace innerloop
 
-STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) { m.def("instruction_set() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
+  m.def("instruction_set() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(innerloop, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&innerloop::instruction_set));
