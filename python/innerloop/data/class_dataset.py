@@ -92,7 +92,7 @@ class ClassDataset(Dataset):
 
     def compact(self) -> ClassDataset:
         """The same classes without the examples of the others."""
-        parts = [self.class_examples(index) for index in self._classes]
+        parts = [self.class_examples(int(index)) for index in self._classes]
         sizes = [len(part) for part in parts]
         return ClassDataset(np.concatenate(parts), sizes, [self.class_names[index] for index in self._classes])
 
