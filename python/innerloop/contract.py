@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,12 @@ class Algorithm(nn.Module, ABC):
 
     #: Whether the model keeps a classification head of its own (``ways`` outputs); embedding methods set False.
     needs_head: ClassVar[bool] = True
+
+    #: Where this algorithm trains best with settings other than TrainingSettings' own: field name → value.
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    #: The same for the options of a model, by the model's name.
+    model_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class MAML(Algorithm):
         support_weight: weight of the support loss before adaptation in the meta-loss.
         engine: "auto", "native" or "torch".
     """
+
+    training_defaults: ClassVar = {"steps": 3000, "meta_batch_size": 8, "queries": 5, "clip": 10.0}
+    model_defaults: ClassVar = {"conv4": {"filters": 32, "downsample": "stride"}}
 
     def __init__(
         self,

@@ -1,0 +1,46 @@
+"""Prototypical networks."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from innerloop.contract import EmbeddingAlgorithm
+from innerloop.ops import pairwise_distance, prototypes
+
+
+class ProtoNet(EmbeddingAlgorithm):
+    """Prototypical networks: classify by the distance to the class means (Snell et al. 2017).
+
+    The logits are the negative squared Euclidean distances of the paper's equation 2, or cosine similarities.
+
+    Args:
+        model: an embedding, [N, ...] to [N, ...].
+        metric: "sqeuclidean", or "cosine".
+        temperature: logits are divided by it; a cosine needs one well below 1.
+    """
+
+    training_defaults: ClassVar = {"steps": 1000, "meta_batch_size": 1, "ways": 20, "queries": 5, "clip": None}
+
+    def __init__(
+        self, model: nn.Module, metric: Literal["sqeuclidean", "cosine"] = "sqeuclidean", temperature: float = 1.0
+    ) -> None:
+        super().__init__(model)
+        if metric not in ("sqeuclidean", "cosine"):
+            raise ValueError(f"metric is {metric!r}, expected 'sqeuclidean' or 'cosine'")
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}, expected a positive number")
+        self.metric = metric
+        self.temperature = temperature
+
+    def classify(
+        self,
+        support: Tensor,
+        support_y: Tensor,
+        query: Tensor,
+        ways: int,
+        support_mask: Tensor | None = None,
+    ) -> Tensor:
+        centres = prototypes(support, support_y, ways, mask=support_mask)
+        return -pairwise_distance(query, centres, metric=self.metric) / self.temperature

@@ -1,0 +1,173 @@
+"""Evaluation on a fixed list of tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from innerloop.contract import Algorithm, Dataset, EmbeddingAlgorithm
+from innerloop.data.class_dataset import ClassDataset
+from innerloop.losses import accuracy_per_task, loss_per_task
+from innerloop.tasks import TaskBatch
+
+CHUNK = 20  # tasks drawn at a time; it changes memory, not results
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result with everything that must be known to compare it.
+
+    Attributes:
+        metric: "accuracy", or "mse" for regression. mean: over episodes. ci95: half-width of the 95% confidence
+            interval of the mean, 1.96 standard errors. episodes: number of tasks.
+        ways, shots, queries: of a task (samples of a class, or of a task in regression). seed: of the task list.
+        inner_steps: gradient steps of the adaptation; None for methods without. bn: what BatchNorm normalised with.
+    """
+
+    metric: Literal["accuracy", "mse"]
+    mean: float
+    ci95: float
+    episodes: int
+    ways: int | None
+    shots: int | None
+    queries: int | None
+    seed: int | None
+    inner_steps: int | None
+    bn: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric == "accuracy"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        tasks = f"{self.ways}-way {self.shots}-shot, " if self.metric == "accuracy" and self.ways else ""
+        steps = "" if self.inner_steps is None else f", inner steps {self.inner_steps}"
+        if self.metric == "accuracy":
+            value = f"accuracy {100 * self.mean:.2f} ± {100 * self.ci95:.2f} %"
+        else:
+            value = f"mean squared error {self.mean:.4f} ± {self.ci95:.4f}"
+        return f"{value} ({tasks}{self.episodes} episodes{steps}, BatchNorm {self.bn})"
+
+
+def evaluate(
+    algorithm: Algorithm,
+    tasks: Dataset | Iterable[TaskBatch],
+    ways: int = 5,
+    shots: int = 1,
+    episodes: int = 600,
+    inner_steps: int | None = None,
+    seed: int = 0,
+    queries: int = 15,
+) -> Evaluation:
+    """Mean accuracy (or mean squared error) over episodes with its 95% confidence interval.
+
+    The algorithm is in eval mode and no gradient is kept for the outer loop. An embedding method on a ClassDataset
+    embeds each sample once, then draws its episodes from the embeddings.
+
+    Args:
+        tasks: a Dataset, from which the same tasks are drawn for the same seed; or task batches, all of which count.
+        ways, shots, queries: classes of a task, support and query samples of a class.
+        episodes: number of tasks, at least 2.
+        inner_steps: gradient steps in place of the algorithm's own.
+
+    Raises:
+        ValueError: inner_steps for an algorithm without an inner loop, or too few episodes.
+    """
+    if episodes < 2:
+        raise ValueError(f"episodes is {episodes}, expected at least 2: an interval needs a spread")
+    with _evaluating(algorithm, inner_steps):
+        if not isinstance(tasks, Dataset):
+            scores = [_score(algorithm, batch) for batch in tasks]
+            is_classification = all(accurate for accurate, _ in scores)
+        else:
+            draw = _episodes(tasks, ways, shots, queries, seed, episodes)
+            if isinstance(algorithm, EmbeddingAlgorithm) and isinstance(tasks, ClassDataset):
+                scores = list(_embedded_scores(algorithm, tasks, ways, shots, queries, seed, episodes))
+            else:
+                scores = [_score(algorithm, batch) for batch in draw]
+            is_classification = tasks.target_shape is None
+        values = torch.cat([values for _, values in scores]).double()
+        steps = getattr(algorithm, "inner_steps", None)
+    drawn = isinstance(tasks, Dataset)  # only then are these numbers known
+    if len(values) < 2:
+        raise ValueError(f"tasks holds {len(values)} episodes, expected at least 2")
+    return Evaluation(
+        metric="accuracy" if is_classification else "mse",
+        mean=float(values.mean()),
+        ci95=1.96 * float(values.std()) / math.sqrt(len(values)),
+        episodes=len(values),
+        ways=ways if drawn else None,
+        shots=shots if drawn else None,
+        queries=queries if drawn else None,
+        seed=seed if drawn else None,
+        inner_steps=steps,
+        bn=batch_norm_mode(algorithm),
+    )
+
+
+def batch_norm_mode(algorithm: Algorithm) -> str:
+    """What BatchNorm normalises with in evaluation: the algorithm's ``bn``, else the running statistics of eval mode."""
+    if not any(isinstance(module, _BatchNorm) for module in algorithm.modules()):
+        return "none"
+    return str(getattr(algorithm, "bn", "running"))
+
+
+def embed(algorithm: EmbeddingAlgorithm, dataset: ClassDataset, batch: int = 500) -> ClassDataset:
+    """The data set's classes with each example's embedding in place of the example."""
+    part = dataset.compact()
+    device = next((parameter.device for parameter in algorithm.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        embedded = [
+            algorithm.embed(part.to_input(part.examples[start : start + batch]).to(device)).cpu()
+            for start in range(0, len(part.examples), batch)
+        ]
+    return part.with_examples(torch.cat(embedded).numpy())
+
+
+@contextmanager
+def _evaluating(algorithm: Algorithm, inner_steps: int | None) -> Iterator[None]:
+    if inner_steps is not None and not hasattr(algorithm, "inner_steps"):
+        raise ValueError(f"inner_steps is {inner_steps}, but {type(algorithm).__name__} has no inner loop")
+    was_training, own_steps = algorithm.training, getattr(algorithm, "inner_steps", None)
+    algorithm.eval()
+    try:
+        if inner_steps is not None:
+            algorithm.inner_steps = inner_steps  # type: ignore[assignment]
+        with torch.no_grad():
+            yield
+    finally:
+        algorithm.train(was_training)
+        if inner_steps is not None:
+            algorithm.inner_steps = own_steps  # type: ignore[assignment]
+
+
+def _episodes(dataset: Dataset, ways: int, shots: int, queries: int, seed: int, episodes: int) -> Iterator[TaskBatch]:
+    for first in range(0, episodes, CHUNK):
+        count = min(CHUNK, episodes - first)
+        yield dataset.sample(count, ways, shots, queries, seed, first_task=first)
+
+
+def _score(algorithm: Algorithm, batch: TaskBatch) -> tuple[bool, Tensor]:
+    """(whether these are accuracies, a value for each task)."""
+    result = algorithm(batch)
+    if result.task_accuracies is not None:
+        return True, result.task_accuracies.cpu()
+    return False, loss_per_task(result.logits, batch.query_y, batch.query_mask, "mse").cpu()
+
+
+def _embedded_scores(
+    algorithm: EmbeddingAlgorithm, dataset: ClassDataset, ways: int, shots: int, queries: int, seed: int, episodes: int
+) -> Iterator[tuple[bool, Tensor]]:
+    for batch in _episodes(embed(algorithm, dataset), ways, shots, queries, seed, episodes):
+        logits = algorithm.classify(batch.support_x, batch.support_y, batch.query_x, ways)
+        yield True, accuracy_per_task(logits, batch.query_y, None)

@@ -1,0 +1,302 @@
+"""Meta-training: the loop, its settings, and what it leaves in a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from innerloop.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from innerloop.contract import Algorithm, Dataset, Result
+from innerloop.evaluation import evaluate
+from innerloop.tasks import TaskBatch
+
+LATEST = "latest.safetensors"
+BEST = "best.safetensors"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to meta-train.
+
+    Args:
+        steps: outer steps, one batch of tasks each.
+        meta_batch_size: tasks of a batch.
+        ways: classes of a training task.
+        shots: support samples of a class.
+        queries: query samples of a class.
+        lr: learning rate of the outer optimizer, Adam.
+        schedule: of the outer learning rate: constant, or a cosine down to zero.
+        clip: largest norm of the meta-gradient; none: unlimited.
+        seed: of the stream of training tasks.
+        validate_every: steps between validations, and between checkpoints.
+        validation_episodes: tasks of a validation.
+    """
+
+    steps: int = 1000
+    meta_batch_size: int = 8
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float | None = 10.0
+    seed: int = 0
+    validate_every: int = 200
+    validation_episodes: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "meta_batch_size", "ways", "shots", "queries", "validate_every", "validation_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule is {self.schedule!r}, expected 'constant' or 'cosine'")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected at least 0")
+        if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
+            raise ValueError(f"lr is {self.lr} and clip {self.clip}, expected positive numbers")
+
+
+class NonFiniteLossError(RuntimeError):
+    """A task's meta-loss became NaN or infinite; the message names the step and the task."""
+
+
+@dataclass
+class History:
+    """What training reported.
+
+    Attributes:
+        steps: a record for each outer step: step, loss, accuracy (None for regression).
+        validations: a record for each validation: step, mean, ci95.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+    def best(self, higher_is_better: bool) -> dict[str, Any] | None:
+        """The best validation so far."""
+        choose = max if higher_is_better else min
+        return choose(self.validations, key=lambda record: float(record["mean"]), default=None)
+
+
+Progress = Callable[[int, Result], None]
+
+
+def fit(
+    algorithm: Algorithm,
+    tasks: Dataset | Iterable[TaskBatch],
+    *,
+    settings: TrainingSettings | None = None,
+    validation: Dataset | None = None,
+    validation_ways: int = 5,
+    optimizer: torch.optim.Optimizer | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> History:
+    """Meta-train an algorithm in place.
+
+    Args:
+        algorithm: its parameters are trained.
+        tasks: a Dataset, whose task stream makes a run exactly repeatable; or any iterable of TaskBatch, a list or a
+            loader of one's own, gone through again and again until settings.steps.
+        settings: None: the defaults, and for an iterable with a length one pass over it.
+        validation: validated on every settings.validate_every steps; the best checkpoint is kept.
+        validation_ways: classes of a validation task.
+        optimizer: over the algorithm's parameters; None: Adam with settings.lr.
+        run: folder for checkpoints and metrics; None: nothing is written.
+        resume: continue from the run's latest checkpoint, bit for bit where tasks is a Dataset.
+        progress: called after each step with the number of steps done and its result.
+
+    Returns: the history. Ctrl-C ends training after the step in flight, with a checkpoint, and sets ``interrupted``.
+
+    Raises:
+        FileExistsError: run holds a training run already, and resume is False.
+        NonFiniteLossError: a task's loss is NaN or infinite.
+    """
+    if settings is None:
+        one_pass = isinstance(tasks, Sized) and not isinstance(tasks, Dataset)
+        settings = TrainingSettings(steps=len(tasks)) if one_pass else TrainingSettings()
+    if optimizer is None:
+        optimizer = torch.optim.Adam(algorithm.parameters(), lr=settings.lr)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    trainer = _Trainer(algorithm, settings, optimizer, validation, validation_ways, None if run is None else Path(run))
+    first = trainer.start(resume)
+    with _interrupt_after_step() as interrupted:
+        for step, batch in zip(range(first, settings.steps), _batches(tasks, settings, first), strict=False):
+            result = trainer.step(step, batch)
+            done = step + 1
+            if progress is not None:
+                progress(done, result)
+            if interrupted() or done == settings.steps or done % settings.validate_every == 0:
+                trainer.finish_period(done, validate=not interrupted())
+            if interrupted():
+                trainer.history.interrupted = True
+                break
+    return trainer.history
+
+
+def _batches(tasks: Dataset | Iterable[TaskBatch], settings: TrainingSettings, first: int) -> Iterator[TaskBatch]:
+    if isinstance(tasks, Dataset):
+        for step in range(first, settings.steps):
+            yield tasks.sample(
+                settings.meta_batch_size,
+                settings.ways,
+                settings.shots,
+                settings.queries,
+                settings.seed,
+                first_task=step * settings.meta_batch_size,
+            )
+        return
+    number = 0
+    while True:
+        before = number
+        for batch in tasks:
+            if number >= first:  # a resumed run passes over what the interrupted one has seen
+                yield batch
+            number += 1
+        if number == before:
+            raise ValueError("tasks is an iterable without a batch, or one that cannot be gone through twice")
+
+
+@contextmanager
+def _interrupt_after_step() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C inside lets the step in flight finish; a second one interrupts at once (main thread only)."""
+    received = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        signal.signal(signal.SIGINT, previous)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Trainer:
+    """The state of one call of :func:`fit`."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        settings: TrainingSettings,
+        optimizer: torch.optim.Optimizer,
+        validation: Dataset | None,
+        validation_ways: int,
+        run: Path | None,
+    ) -> None:
+        self.algorithm = algorithm
+        self.settings = settings
+        self.optimizer = optimizer
+        self.validation = validation
+        self.validation_ways = validation_ways
+        self.run = run
+        self.history = History()
+        self._unwritten: list[dict[str, Any]] = []
+
+    def start(self, resume: bool) -> int:
+        """Prepare the run folder; returns the number of steps already done."""
+        if self.run is None:
+            if resume:
+                raise ValueError("resume needs the run folder: run is None")
+            return 0
+        latest = self.run / LATEST
+        if not resume:
+            if latest.exists():
+                raise FileExistsError(f"run {self.run} holds a training run: resume it, or choose another folder")
+            save_checkpoint(latest, self.algorithm, {"step": 0, "validations": []}, self.optimizer)
+            write_atomically(self.run / METRICS, b"")
+            return 0
+        state = load_checkpoint(latest, self.algorithm, self.optimizer)
+        self.history.validations = state["validations"]
+        self._forget_metrics_after(state["step"])
+        step: int = state["step"]
+        return step
+
+    def step(self, step: int, batch: TaskBatch) -> Result:
+        settings = self.settings
+        scale = 0.5 * (1 + math.cos(math.pi * step / settings.steps)) if settings.schedule == "cosine" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * scale
+        self.algorithm.train()
+        result: Result = self.algorithm(batch)
+        bad = (~torch.isfinite(result.task_losses)).nonzero()
+        if len(bad):
+            task = int(bad[0])
+            raise NonFiniteLossError(
+                f"step {step}: task {task} of the batch has the loss {float(result.task_losses[task])}; "
+                "a smaller inner_lr or lr may help"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.algorithm.parameters(), settings.clip)
+        self.optimizer.step()
+        accuracy = None if result.accuracy is None else float(result.accuracy)
+        record = {"step": step + 1, "loss": float(result.loss.detach()), "accuracy": accuracy}
+        self.history.steps.append(record)
+        self._unwritten.append(record)
+        return result
+
+    def finish_period(self, done: int, validate: bool) -> None:
+        """Validate, keep the best, and save where to go on from."""
+        if validate and self.validation is not None:
+            record = evaluate(
+                self.algorithm,
+                self.validation,
+                ways=self.validation_ways,
+                shots=self.settings.shots,
+                episodes=self.settings.validation_episodes,
+                seed=self.settings.seed,
+            )
+            entry = {"step": done, "mean": record.mean, "ci95": record.ci95, "metric": record.metric}
+            self.history.validations.append(entry)
+            self._unwritten.append({"validation": entry})
+            if self.run is not None and self.history.best(record.higher_is_better) is entry:
+                save_checkpoint(self.run / BEST, self.algorithm, entry)
+        if self.run is not None:
+            # Metrics first: what they say beyond the checkpoint is dropped when a run resumes.
+            with (self.run / METRICS).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in self._unwritten)
+            self._unwritten = []
+            state = {"step": done, "validations": self.history.validations, "settings": asdict(self.settings)}
+            save_checkpoint(self.run / LATEST, self.algorithm, state, self.optimizer)
+
+    def _forget_metrics_after(self, step: int) -> None:
+        assert self.run is not None
+        kept = [record for record in read_metrics(self.run) if record.get("validation", record)["step"] <= step]
+        self.history.steps = [record for record in kept if "validation" not in record]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.run / METRICS, lines.encode())
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics file; a last line that a crash cut off is left out."""
+    records = []
+    if (run / METRICS).exists():
+        for line in (run / METRICS).read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
