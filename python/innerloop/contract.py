@@ -118,15 +118,15 @@ class EmbeddingAlgorithm(Algorithm):
         return self.model(x).flatten(1)
 
     def forward(self, tasks: TaskBatch) -> Result:
-        support = tasks.support_x.flatten(0, 1)
-        query = tasks.query_x.flatten(0, 1)
-        if tasks.support_mask is None and tasks.query_mask is None:
-            embedded = self.embed(torch.cat((support, query)))
-            support, query = embedded.split((len(support), len(query)))
-        else:  # padding must not enter a batch statistic
-            support = self._embed_valid(support, tasks.support_mask)
-            query = self._embed_valid(query, tasks.query_mask)
-        count = tasks.num_tasks
+        # One pass over support and query: what BatchNorm normalises with in train() is the whole episode, as in the
+        # papers' code. Padding is left out of it.
+        x = torch.cat((tasks.support_x.flatten(0, 1), tasks.query_x.flatten(0, 1)))
+        valid = _valid(tasks)
+        embedded = self.embed(x if valid is None else x[valid])
+        if valid is not None:
+            embedded = embedded.new_zeros(len(x), embedded.shape[1]).index_put((valid,), embedded)
+        count, shots = tasks.support_x.shape[:2]
+        support, query = embedded.tensor_split([count * shots])
         logits = self.classify(
             support.unflatten(0, (count, -1)),
             tasks.support_y,
@@ -136,15 +136,19 @@ class EmbeddingAlgorithm(Algorithm):
         )
         return Result.of(logits, tasks.query_y, tasks.query_mask)
 
-    def _embed_valid(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return self.embed(x)
-        valid = mask.flatten()
-        embedded = self.embed(x[valid])
-        return embedded.new_zeros(len(x), embedded.shape[1]).index_put((valid.nonzero()[:, 0],), embedded)
-
     def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
         return _EmbeddingLearner(self, support_x, support_y)
+
+
+def _valid(tasks: TaskBatch) -> Tensor | None:
+    """Which of all support and then all query samples are no padding, [T·S + T·Q]; None: all."""
+    if tasks.support_mask is None and tasks.query_mask is None:
+        return None
+    masks = (
+        torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        for x, mask in ((tasks.support_x, tasks.support_mask), (tasks.query_x, tasks.query_mask))
+    )
+    return torch.cat([mask.flatten() for mask in masks])
 
 
 class _EmbeddingLearner(nn.Module):

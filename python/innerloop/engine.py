@@ -38,19 +38,8 @@ def meta_result(
     Raises:
         ValueError: the model's outputs are not as many as the tasks' ways.
     """
-    result = torch_engine.meta_result(
-        model, dict(model.named_parameters()) if parameters is None else parameters, tasks, inner
-    )
-    check_ways(tasks, result.logits)
-    return result
-
-
-def check_ways(tasks: TaskBatch, logits: Tensor) -> None:
-    """A head with more outputs than the tasks have classes would be trained on classes that never occur."""
-    if tasks.is_classification and logits.dim() == 3 and logits.shape[2] != tasks.ways:
-        raise ValueError(
-            f"tasks has {tasks.ways} ways, but the model's head has {logits.shape[2]} outputs: they must be equal"
-        )
+    own = dict(model.named_parameters()) if parameters is None else parameters
+    return torch_engine.meta_result(model, own, tasks, inner)
 
 
 def maml_loss(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from innerloop.inner_loop import BatchNormMode
+
+# A subclass with a forward of its own may do more than normalise: it is run as it is and follows train() and eval().
+_BATCH_NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_CONTAINERS = (list, tuple, dict, OrderedDict)
 
 
 class TaskBatchNorm(nn.Module):
@@ -59,10 +66,10 @@ class TaskBatchNorm(nn.Module):
             assert self.support_mean is not None
             var, mean = self.support_var, self.support_mean
         out = (x - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is not None and self.bias is not None:
-            shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out
+        shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        return out if self.bias is None else out + self.bias.view(shape)
 
 
 class FunctionalModel:
@@ -70,7 +77,8 @@ class FunctionalModel:
 
     The copy shares nothing that a forward pass writes: parameters are slots of its own, buffers are cloned for every
     task, BatchNorm follows ``bn`` alone. So several threads can run copies of one model at once, and the model stays
-    as it is.
+    as it is. Attributes that refer to the model's modules (a list of layers, a bound method, a hook) refer to the
+    copies here.
 
     Args:
         model: any module. bn: BatchNorm's mode. elementary: see :class:`TaskBatchNorm`.
@@ -81,6 +89,10 @@ class FunctionalModel:
         self._buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
         self._copies: dict[int, nn.Module] = {}
         self.module = self._copy(model, bn, elementary)
+        for twin in self._copies.values():
+            for name, value in vars(twin).items():
+                if isinstance(value, (nn.Module, MethodType, *_CONTAINERS)) and name not in ("_parameters", "_buffers"):
+                    twin.__dict__[name] = self._redirect(value)
         self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
         first_name: dict[int, str] = {}
         for path, module in self.module.named_modules():
@@ -93,22 +105,32 @@ class FunctionalModel:
         if id(module) in self._copies:
             return self._copies[id(module)]
         twin: nn.Module
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and type(module).forward in _BATCH_NORM_FORWARDS:
             twin = TaskBatchNorm(module, bn, elementary)
             self._norms.append(twin)
         else:
             twin = type(module).__new__(type(module))
             twin.__dict__ = dict(module.__dict__)
             twin._parameters = dict(module._parameters)
-            twin._buffers = dict(module._buffers)
-            if twin._buffers:
-                self._buffers.append((twin, dict(module._buffers)))
+        if twin._buffers:
+            self._buffers.append((twin, dict(twin._buffers)))
         self._copies[id(module)] = twin
-        twin._modules = {
-            name: None if child is None else self._copy(child, bn, elementary)
-            for name, child in module._modules.items()
-        }
+        for child in module._modules.values():
+            if child is not None:
+                self._copy(child, bn, elementary)
         return twin
+
+    def _redirect(self, value: Any) -> Any:
+        """The value with the copies in place of the model's modules."""
+        if isinstance(value, nn.Module):
+            return self._copies.get(id(value), value)
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self._redirect(value.__self__))
+        if type(value) in (list, tuple):
+            return type(value)(self._redirect(item) for item in value)
+        if type(value) in (dict, OrderedDict):
+            return type(value)((key, self._redirect(item)) for key, item in value.items())
+        return value
 
     @property
     def reads_support_statistics(self) -> bool:

@@ -100,6 +100,10 @@ class InnerLoop:
 def _check_step_weights(weights: Sequence[float] | Tensor | None, steps: int) -> tuple[float, ...]:
     if weights is None:
         return (*[0.0] * steps, 1.0)
+    if isinstance(weights, Tensor) and weights.requires_grad:
+        raise ValueError(
+            "step_weights requires grad, but the meta-loss is not differentiated in it; pass a detached one"
+        )
     numbers = tuple(float(weight) for weight in weights)
     if len(numbers) != steps + 1:
         raise ValueError(

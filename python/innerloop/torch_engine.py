@@ -22,9 +22,10 @@ from innerloop.tasks import TaskBatch
 
 Parameters = Mapping[str, Tensor]
 
-# Above this, on a CPU, batched products of per-task weights are slower than a loop of ordinary ones
-# (benchmarks/results, 784-128-5: the loop; 1-40-40-1: vmap by 5x).
-VMAP_MAX_PARAMETERS = 50_000
+# Above this, on a CPU, batched products of per-task weights are no faster than a loop of ordinary ones: 25 tasks,
+# forward and backward, one thread, loop / vmap in ms: 1-40-40-1 15.5 / 2.5, 160-160-160-5 25.7 / 11.4,
+# 784-64-5 19.7 / 15.2, 784-128-5 26.3 / 28.5.
+VMAP_MAX_PARAMETERS = 100_000
 
 
 def meta_result(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inner: InnerLoop) -> Result:
@@ -37,9 +38,9 @@ def meta_result(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
         tasks: T tasks. inner: the inner loop.
 
     Raises:
-        ValueError: targets whose shape is not that of the outputs.
+        ValueError: parameters or targets that do not fit the model; a head whose outputs are not the tasks' ways.
     """
-    per_task = {name for name, parameter in model.named_parameters() if parameters[name].dim() == parameter.dim() + 1}
+    per_task = _per_task(model, parameters, tasks.num_tasks)
     if _suits_vmap(model, tasks, inner):
         total, logits = _vmap_tasks(model, parameters, per_task, tasks, inner)
     else:
@@ -53,14 +54,32 @@ def adapt(model: nn.Module, parameters: Parameters, x: Tensor, y: Tensor, inner:
 
     Parameters that are not adapted are returned as they came.
     """
-    task = _Task(FunctionalModel(model, inner.bn), x, y, x, y)
-    adapted = dict(parameters)
+    functional = FunctionalModel(model, inner.bn)
+    functional.start_task()
+    adapted = _detach(parameters)
     with torch.enable_grad():
         for step in range(inner.steps):
-            adapted = {name: value.detach() for name, value in adapted.items()}
-            loss = task.support_loss(_require_grad(adapted, inner), inner.loss)
-            adapted = _descend(task.parameters, loss, inner, step, create_graph=False)
-    return {name: value.detach() for name, value in adapted.items()}
+            current = _independent(_detach(adapted), inner)
+            loss = _loss(functional.support(current, x), y, inner.loss, "support_y")
+            adapted = _descend(current, loss, inner, step, create_graph=False)
+    return _detach(adapted)
+
+
+def _per_task(model: nn.Module, parameters: Parameters, tasks: int) -> set[str]:
+    """The parameters of which every task has its own."""
+    per_task = set()
+    for name, parameter in model.named_parameters():
+        if name not in parameters:
+            raise ValueError(f"parameters lacks {name!r}, which the model has")
+        shape = tuple(parameters[name].shape)
+        if shape == (tasks, *parameter.shape):
+            per_task.add(name)
+        elif shape != tuple(parameter.shape):
+            raise ValueError(
+                f"parameters[{name!r}] has shape {shape}, expected {tuple(parameter.shape)}, "
+                f"or {(tasks, *parameter.shape)} with one for each task"
+            )
+    return per_task
 
 
 # --- the loop: one task at a time ---------------------------------------------------------------
@@ -68,28 +87,29 @@ def adapt(model: nn.Module, parameters: Parameters, x: Tensor, y: Tensor, inner:
 
 @dataclass
 class _Task:
-    """One task and the model it runs through."""
+    """One task, its padding left out, and the model it runs through."""
 
     model: FunctionalModel
     support_x: Tensor
     support_y: Tensor
     query_x: Tensor
     query_y: Tensor
-
-    def __post_init__(self) -> None:
-        self.model.start_task()
-        self.parameters: dict[str, Tensor] = {}
+    ways: int | None
 
     def support_loss(self, parameters: Parameters, loss: Loss) -> Tensor:
-        self.parameters = dict(parameters)
         outputs = self.model.support(parameters, self.support_x)
-        return _loss(outputs, self.support_y, loss, "support_y")
+        return _loss(outputs, self.support_y, loss, "support_y", self.ways)
 
     def query_outputs(self, parameters: Parameters) -> Tensor:
         return self.model.query(parameters, self.query_x)
 
+    def query_loss(self, outputs: Tensor, loss: Loss) -> Tensor:
+        return _loss(outputs, self.query_y, loss, "query_y", self.ways)
 
-def _loss(outputs: Tensor, targets: Tensor, loss: Loss, name: str) -> Tensor:
+
+def _loss(outputs: Tensor, targets: Tensor, loss: Loss, name: str, ways: int | None = None) -> Tensor:
+    if ways is not None and outputs.dim() > 1 and outputs.shape[1] != ways:
+        raise ValueError(f"tasks has {ways} ways, but the model's head has {outputs.shape[1]} outputs: make them equal")
     check_targets(outputs[None], targets[None], name)
     return loss_per_task(outputs[None], targets[None], None, loss)[0]
 
@@ -102,12 +122,14 @@ def _loop_over_tasks(
     for index in range(tasks.num_tasks):
         support_mask = None if tasks.support_mask is None else tasks.support_mask[index]
         query_mask = None if tasks.query_mask is None else tasks.query_mask[index]
+        functional.start_task()
         task = _Task(
             functional,
             _valid(tasks.support_x[index], support_mask),
             _valid(tasks.support_y[index], support_mask),
             _valid(tasks.query_x[index], query_mask),
             _valid(tasks.query_y[index], query_mask),
+            _ways(tasks),
         )
         initial = {name: value[index] if name in per_task else value for name, value in parameters.items()}
         total, logits = _run_task(task, initial, inner)
@@ -122,6 +144,10 @@ def _valid(samples: Tensor, mask: Tensor | None) -> Tensor:
     return samples if mask is None else samples[mask]
 
 
+def _ways(tasks: TaskBatch) -> int | None:
+    return tasks.ways if tasks.is_classification else None
+
+
 def _run_task(task: _Task, initial: Parameters, inner: InnerLoop) -> tuple[Tensor, Tensor]:
     """(the task's meta-loss, its query outputs after the last step, detached)."""
     differentiable = torch.is_grad_enabled()
@@ -134,26 +160,32 @@ def _run_task(task: _Task, initial: Parameters, inner: InnerLoop) -> tuple[Tenso
 
     for step in range(inner.steps):
         with torch.enable_grad():  # the inner gradient is needed where no outer one is, too
-            current = _require_grad(parameters if differentiable else _detach(parameters), inner)
+            current = _independent(parameters if differentiable else _detach(parameters), inner)
             loss = task.support_loss(current, inner.loss)
-            # The support loss at θ₀ is part of the meta-loss where u is not zero: its graph must outlive this step.
-            keep = step == 0 and inner.support_weight != 0
-            following = _descend(
-                current, loss, inner, step, create_graph=differentiable and not inner.first_order, keep=keep
-            )
-        if keep:
+        counts = inner.step_weights[step] != 0
+        if step == 0 and inner.support_weight != 0:
             add(inner.support_weight, loss)
-        if inner.step_weights[step] != 0:
-            add(inner.step_weights[step], _loss(task.query_outputs(current), task.query_y, inner.loss, "query_y"))
-        parameters = following
+        if counts:
+            add(inner.step_weights[step], task.query_loss(task.query_outputs(current), inner.loss))
+        with torch.enable_grad():
+            parameters = _descend(
+                current,
+                loss,
+                inner,
+                step,
+                create_graph=differentiable and not inner.first_order,
+                # These are parts of the meta-loss that go back through this step's support pass.
+                keep=(step == 0 and inner.support_weight != 0) or (counts and task.model.reads_support_statistics),
+            )
     if inner.steps == 0 and inner.support_weight != 0:
         add(inner.support_weight, task.support_loss(parameters, inner.loss))
-    if task.model.reads_support_statistics:
-        task.model.support(parameters, task.support_x)
     with torch.set_grad_enabled(differentiable and inner.step_weights[-1] != 0):
+        if task.model.reads_support_statistics:
+            task.model.support(parameters, task.support_x)
         outputs = task.query_outputs(parameters)
-        if inner.step_weights[-1] != 0 or total is None:
-            add(inner.step_weights[-1], _loss(outputs, task.query_y, inner.loss, "query_y"))
+        last = task.query_loss(outputs, inner.loss)  # computed in any case: it checks targets and ways
+    if inner.step_weights[-1] != 0 or total is None:
+        add(inner.step_weights[-1], last)
     assert total is not None
     return total if differentiable else total.detach(), outputs.detach()
 
@@ -162,10 +194,19 @@ def _detach(parameters: Parameters) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in parameters.items()}
 
 
-def _require_grad(parameters: Parameters, inner: InnerLoop) -> dict[str, Tensor]:
-    """The parameters with the adapted ones part of a graph; one that is frozen for the outer loop gets a leaf here."""
+def _independent(parameters: Parameters, inner: InnerLoop) -> dict[str, Tensor]:
+    """The parameters, the adapted ones as variables of their own.
+
+    The inner gradient is the partial derivative at θₖ, even where one parameter was computed from another (a head
+    made of prototypes that the adapted encoder gave): so each is an alias, upstream of nothing but the loss. One that
+    is frozen for the outer loop becomes a leaf here.
+    """
     return {
-        name: value.detach().requires_grad_() if name in inner.rates and not value.requires_grad else value
+        name: value
+        if name not in inner.rates
+        else value.view_as(value)
+        if value.requires_grad
+        else value.detach().requires_grad_()
         for name, value in parameters.items()
     }
 
@@ -185,6 +226,11 @@ def _descend(
         retain_graph=create_graph or keep,
         allow_unused=True,
     )
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "the support loss does not depend on any adapted parameter; if model was compiled or wraps a module that "
+            "it does not register, pass the plain module"
+        )
     for name, gradient in zip(adapted, gradients, strict=True):
         if gradient is not None:
             following[name] = parameters[name] - inner.rates[name].at(step) * gradient
@@ -194,30 +240,39 @@ def _descend(
 # --- all tasks at once, for small nets ----------------------------------------------------------
 
 
+# torch.func is exact through these (tests/test_torch_engine.py compares each with the loop). A class of the user's own
+# may do anything in its forward, F.batch_norm included, and takes the loop.
+_VMAP_MODULES = (nn.Sequential, nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU)
+
+
 def _suits_vmap(model: nn.Module, tasks: TaskBatch, inner: InnerLoop) -> bool:
-    """Whether torch.func.vmap is exact here, and faster than the loop: nets of Linear layers and plain activations."""
-    if tasks.num_tasks < 2 or callable(inner.loss) or tasks.support_mask is not None or tasks.query_mask is not None:
-        return False
-    plain = (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Flatten, nn.Identity, nn.Sequential)
-    children = [module for module in model.modules() if module is not model]
-    if not all(isinstance(module, plain) for module in children) or list(model.parameters(recurse=False)):
-        return isinstance(model, nn.Linear) and not children
-    return sum(parameter.numel() for parameter in model.parameters()) <= VMAP_MAX_PARAMETERS
+    """Whether torch.func.vmap is exact here and faster than the loop: full tasks, and a small net of Linear layers."""
+    return (
+        tasks.num_tasks > 1
+        and tasks.support_mask is None
+        and tasks.query_mask is None
+        and not callable(inner.loss)
+        and all(
+            type(module) in _VMAP_MODULES and not module._forward_hooks and not module._forward_pre_hooks
+            for module in model.modules()
+        )
+        and sum(parameter.numel() for parameter in model.parameters()) <= VMAP_MAX_PARAMETERS
+    )
 
 
 def _vmap_tasks(
     model: nn.Module, parameters: Parameters, per_task: set[str], tasks: TaskBatch, inner: InnerLoop
 ) -> tuple[Tensor, Tensor]:
     functional = FunctionalModel(model, inner.bn, elementary=True)
-    functional.start_task()
+    ways = _ways(tasks)
     axes = {name: 0 if name in per_task else None for name in parameters}
 
     def support_loss(adapted: Parameters, fixed: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        return _loss(functional.support({**fixed, **adapted}, x), y, inner.loss, "support_y")
+        return _loss(functional.support({**fixed, **adapted}, x), y, inner.loss, "support_y", ways)
 
     def query_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = functional.query(parameters, x)
-        return _loss(outputs, y, inner.loss, "query_y"), outputs
+        return _loss(outputs, y, inner.loss, "query_y", ways), outputs
 
     def task(
         initial: Parameters, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor

@@ -12,6 +12,8 @@ class ANIL(MAML):
     """
 
     def adapted(self) -> list[str]:
-        """The last module that has parameters of its own: the head."""
-        owners = [name for name, module in self.model.named_modules() if list(module.parameters(recurse=False))]
-        return owners[-1:]
+        """The parameters of the last module that has any of its own: the head."""
+        owners = [path for path, module in self.model.named_modules() if list(module.parameters(recurse=False))]
+        head = dict(self.model.named_modules())[owners[-1]]
+        path = f"{owners[-1]}." if owners[-1] else ""
+        return [path + name for name, _ in head.named_parameters(recurse=False)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -90,4 +89,4 @@ class MAML(Algorithm):
     def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
         inner = self.inner_loop(not support_y.is_floating_point())
         adapted = torch_engine.adapt(self.model, dict(self.model.named_parameters()), support_x, support_y, inner)
-        return FunctionalModel(copy.deepcopy(self.model), inner.bn).as_module(adapted, support_x)
+        return FunctionalModel(self.model, inner.bn).as_module(adapted, support_x)
