@@ -116,7 +116,7 @@ def evaluate(
 
 
 def batch_norm_mode(algorithm: Algorithm) -> str:
-    """What BatchNorm normalises with in evaluation: the algorithm's ``bn``, else the running statistics of eval mode."""
+    """What BatchNorm normalises with in evaluation: the algorithm's ``bn``, else eval mode's running statistics."""
     if not any(isinstance(module, _BatchNorm) for module in algorithm.modules()):
         return "none"
     return str(getattr(algorithm, "bn", "running"))

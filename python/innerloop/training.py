@@ -128,8 +128,9 @@ def fit(
         NonFiniteLossError: a task's loss is NaN or infinite.
     """
     if settings is None:
-        one_pass = isinstance(tasks, Sized) and not isinstance(tasks, Dataset)
-        settings = TrainingSettings(steps=len(tasks)) if one_pass else TrainingSettings()
+        settings = TrainingSettings()
+        if isinstance(tasks, Sized) and not isinstance(tasks, Dataset):
+            settings = TrainingSettings(steps=len(tasks))
     if optimizer is None:
         optimizer = torch.optim.Adam(algorithm.parameters(), lr=settings.lr)
     for group in optimizer.param_groups:

@@ -1,1 +1,0 @@
-__global__ void probe(float* x) { x[threadIdx.x] = 1.0f; }

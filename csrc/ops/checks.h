@@ -1,0 +1,51 @@
+// What every op asks of its arguments before it reads memory. The checked functions of python/innerloop/ops have said
+// the same in a user's words already; these keep a direct call of torch.ops.innerloop from harming the process.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+
+namespace innerloop {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_floating(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64");
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be a CPU tensor");
+}
+
+inline void check_dims(const Tensor& tensor, int64_t dims, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == dims, name, " must have ", dims, " dimensions, it has ", tensor.dim());
+}
+
+inline void check_same_type(const Tensor& tensor, const Tensor& other, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), name, " must have the other arguments' dtype");
+}
+
+inline void check_size(const Tensor& tensor, int64_t dim, int64_t size, const char* name) {
+  STD_TORCH_CHECK(tensor.size(dim) == size, name, " has size ", tensor.size(dim), " in dimension ", dim, ", expected ",
+                  size);
+}
+
+// Calls work(T{}) with T the tensor's type.
+template <class Work>
+void for_type(const Tensor& tensor, const Work& work) {
+  if (tensor.scalar_type() == ScalarType::Double) {
+    work(double{});
+  } else {
+    work(float{});
+  }
+}
+
+// Iterations that make a thread worth its start: about 30,000 operations.
+inline int64_t grain(int64_t operations_each) {
+  return 1 + 30000 / (operations_each + 1);
+}
+
+}  // namespace innerloop

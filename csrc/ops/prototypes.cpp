@@ -1,0 +1,92 @@
+// prototypes: the mean embedding of each class of each task, and its transpose.
+#include "kernels/prototypes.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "ops/checks.h"
+
+namespace innerloop {
+namespace {
+
+Tensor checked_labels(const Tensor& labels, int64_t tasks, int64_t samples, int64_t classes) {
+  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.is_cpu(), "labels must be an int64 CPU tensor");
+  check_dims(labels, 2, "labels");
+  check_size(labels, 0, tasks, "labels");
+  check_size(labels, 1, samples, "labels");
+  Tensor contiguous = torch::stable::contiguous(labels);
+  const int64_t* label = contiguous.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < tasks * samples; ++i) {
+    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, "labels holds ", label[i], " in task ", i / samples,
+                    ", expected 0 to ", classes - 1);
+  }
+  return contiguous;
+}
+
+// (means [T, N, D], 1 / number of samples of each class [T, N])
+std::tuple<Tensor, Tensor> prototypes_cpu(Tensor embeddings, Tensor labels, int64_t num_classes) {
+  check_floating(embeddings, "embeddings");
+  check_dims(embeddings, 3, "embeddings");
+  STD_TORCH_CHECK(num_classes >= 0, "num_classes must be at least 0");
+  const int64_t tasks = embeddings.size(0), samples = embeddings.size(1), dim = embeddings.size(2);
+  const Tensor x = torch::stable::contiguous(embeddings);
+  const Tensor y = checked_labels(labels, tasks, samples, num_classes);
+  Tensor means = torch::stable::new_empty(x, {tasks, num_classes, dim});
+  Tensor weights = torch::stable::new_empty(x, {tasks, num_classes});
+  for_type(x, [&]<class T>(T) {
+    const T* from = x.const_data_ptr<T>();
+    const int64_t* label = y.const_data_ptr<int64_t>();
+    T* to = means.mutable_data_ptr<T>();
+    T* weight = weights.mutable_data_ptr<T>();
+    torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        INNERLOOP_CALL(class_means, from + t * samples * dim, label + t * samples, samples, num_classes, dim,
+                       to + t * num_classes * dim, weight + t * num_classes);
+      }
+    });
+  });
+  return {means, weights};
+}
+
+Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
+  check_floating(gradient, "gradient");
+  check_dims(gradient, 3, "gradient");
+  check_same_type(weights, gradient, "weights");
+  check_dims(weights, 2, "weights");
+  check_dims(labels, 2, "labels");
+  const int64_t tasks = gradient.size(0), classes = gradient.size(1), dim = gradient.size(2);
+  check_size(weights, 0, tasks, "weights");
+  check_size(weights, 1, classes, "weights");
+  const int64_t samples = labels.size(1);
+  const Tensor g = torch::stable::contiguous(gradient);
+  const Tensor w = torch::stable::contiguous(weights);
+  const Tensor y = checked_labels(labels, tasks, samples, classes);
+  Tensor out = torch::stable::new_empty(g, {tasks, samples, dim});
+  for_type(g, [&]<class T>(T) {
+    const T* from = g.const_data_ptr<T>();
+    const T* weight = w.const_data_ptr<T>();
+    const int64_t* label = y.const_data_ptr<int64_t>();
+    T* to = out.mutable_data_ptr<T>();
+    torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        INNERLOOP_CALL(class_means_backward, from + t * classes * dim, weight + t * classes, label + t * samples,
+                       samples, dim, to + t * samples * dim);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace innerloop
+
+STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
+  m.def("prototypes(Tensor embeddings, Tensor labels, int num_classes) -> (Tensor, Tensor)");
+  m.def("prototypes_backward(Tensor gradient, Tensor weights, Tensor labels) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(innerloop, CPU, m) {
+  m.impl("prototypes", TORCH_BOX(&innerloop::prototypes_cpu));
+  m.impl("prototypes_backward", TORCH_BOX(&innerloop::prototypes_backward_cpu));
+}

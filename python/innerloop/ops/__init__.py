@@ -1,0 +1,7 @@
+"""The native ops: checked, differentiable functions over ``torch.ops.innerloop``."""
+
+from innerloop.ops.inner_update import inner_update
+from innerloop.ops.pairwise_distance import pairwise_distance
+from innerloop.ops.prototypes import prototypes
+
+__all__ = ["inner_update", "pairwise_distance", "prototypes"]

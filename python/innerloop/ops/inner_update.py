@@ -1,0 +1,122 @@
+"""One gradient step of the inner loop for the parameters of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop.ops._differentiable import Arguments, differentiable
+from innerloop.ops.checks import FLOATS, check_like
+
+
+def inner_update(
+    params: Sequence[Tensor], grads: Sequence[Tensor], lr: float | Tensor | Sequence[float | Tensor]
+) -> list[Tensor]:
+    """θ − α ⊙ g for every parameter of every task, out of place and in one call (Finn et al. 2017, equation 1).
+
+    Differentiable in params, grads and lr to any order.
+
+    Args:
+        params: tensors [T, ...], float32 or float64. grads: tensors of the same shapes and dtypes.
+        lr: α: a number or 0-d tensor for all, or one for each of params: a number, or a tensor that broadcasts to it.
+
+    Returns: the updated tensors.
+
+    Raises:
+        TypeError, ValueError: numbers of tensors, shapes, dtypes or devices that do not fit together.
+    """
+    params, grads = list(params), list(grads)
+    if len(grads) != len(params):
+        raise ValueError(f"grads has {len(grads)} tensors, expected {len(params)} as params has")
+    for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if param.dtype not in FLOATS:
+            raise TypeError(f"params[{index}] has dtype {param.dtype}, expected float32 or float64")
+        check_like(grad, f"grads[{index}]", param, f"params[{index}]")
+        if grad.shape != param.shape:
+            raise ValueError(f"grads[{index}] has shape {tuple(grad.shape)}, expected {tuple(param.shape)}")
+    if isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.dim() == 0):
+        lr = [lr] * len(params)
+    if isinstance(lr, Tensor) or len(lr) != len(params):
+        raise ValueError(f"lr must be a number, a 0-d tensor, or one for each of the {len(params)} params")
+    updated: list[Tensor] = _inner_update(
+        params, grads, [_rate(index, rate, param) for index, (rate, param) in enumerate(zip(lr, params, strict=True))]
+    )
+    return updated
+
+
+def _rate(index: int, rate: float | Tensor, param: Tensor) -> Tensor:
+    """α as the kernel takes it: one element, or an array of the parameter's shape."""
+    if not isinstance(rate, Tensor):
+        return torch.full((), rate, dtype=param.dtype, device=param.device)
+    check_like(rate, f"lr[{index}]", param, f"params[{index}]")
+    if rate.dim() == 0 or rate.shape == param.shape:
+        return rate
+    try:
+        return rate.expand_as(param)
+    except RuntimeError:
+        raise ValueError(
+            f"lr[{index}] has shape {tuple(rate.shape)}, expected one that broadcasts to {tuple(param.shape)}"
+        ) from None
+
+
+def _fake(params: list[Tensor], grads: list[Tensor], lrs: list[Tensor]) -> list[Tensor]:
+    return [param.new_empty(param.shape) for param in params]
+
+
+def _setup(ctx: Any, arguments: Arguments, output: Any) -> None:
+    _, grads, lrs = arguments
+    ctx.save_for_backward(*grads, *lrs)
+    ctx.save_for_forward(*grads, *lrs)
+
+
+def _saved(ctx: Any) -> tuple[list[Tensor], list[Tensor]]:
+    count = len(ctx.saved_tensors) // 2
+    return list(ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
+
+
+def _backward(ctx: Any, gradients: list[Tensor]) -> Arguments:
+    grads, lrs = _saved(ctx)
+    for_grads = [-lr * upstream for lr, upstream in zip(lrs, gradients, strict=True)]
+    for_lrs = [
+        -(upstream * grad) if lr.dim() else -(upstream * grad).sum()
+        for lr, grad, upstream in zip(lrs, grads, gradients, strict=True)
+    ]
+    return gradients, for_grads, for_lrs
+
+
+def _jvp(ctx: Any, *tangents: Any) -> list[Tensor]:
+    grads, lrs = _saved(ctx)
+    count = len(grads)
+    along_params, along_grads, along_lrs = (tangents[i * count : (i + 1) * count] for i in range(3))
+    return [
+        param - lr * along_grad - along_lr * grad
+        for param, lr, along_grad, along_lr, grad in zip(along_params, lrs, along_grads, along_lrs, grads, strict=True)
+    ]
+
+
+def _fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
+    """Each parameter with its batch dimension in front; a rate that differs over the batch becomes an array."""
+    params, grads, lrs = arguments
+    param_dims, grad_dims, lr_dims = dims
+
+    def front(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+    folded: tuple[list[Tensor], ...] = ([], [], [])
+    for param, grad, lr, pd, gd, ld in zip(params, grads, lrs, param_dims, grad_dims, lr_dims, strict=True):
+        whole = front(param, pd)
+        rate = lr if ld is None and lr.dim() == 0 else front(lr, ld)
+        if rate.dim() not in (0, whole.dim()):
+            rate = rate.reshape(size, *[1] * (whole.dim() - 1)).expand_as(whole)
+        for tensors, tensor in zip(folded, (whole, front(grad, gd), rate), strict=True):
+            tensors.append(tensor if tensor.dim() == 0 else tensor.flatten(0, 1) if tensor.dim() > 1 else tensor)
+    return folded
+
+
+_inner_update = differentiable(
+    "inner_update", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, in_tasks=_fold
+)

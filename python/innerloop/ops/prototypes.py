@@ -1,0 +1,130 @@
+"""Class means of the embeddings of a batch of tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop.ops._differentiable import Arguments, differentiable, fold
+from innerloop.ops.checks import check_float
+
+
+def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
+    """The mean embedding of each class of each task (Snell et al. 2017, equation 1).
+
+    Differentiable in embeddings to any order.
+
+    Args:
+        embeddings: [T, S, D] float32 or float64.
+        labels: [T, S] int64, 0 … num_classes-1, in any order; classes may have different numbers of samples.
+        num_classes: N.
+        mask: [T, S] bool, False where a sample is padding and counts nowhere. None: all count.
+
+    Returns: [T, N, D].
+
+    Raises:
+        TypeError, ValueError: a dtype or a shape that does not fit, a label out of range, or a class without a sample;
+            the message names the argument, the task and the class.
+    """
+    check_float(embeddings, "embeddings", "[T, S, D]", 3)
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels has dtype {labels.dtype}, expected int64")
+    if labels.shape != embeddings.shape[:2]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected [T, S] = {tuple(embeddings.shape[:2])}")
+    if mask is not None:
+        if mask.dtype != torch.bool or mask.shape != labels.shape:
+            raise ValueError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(labels.shape)}"
+            )
+        labels = torch.where(mask, labels, -1)
+    if not torch.compiler.is_compiling():  # a check of values would break the graph; the kernel checks the range
+        _check_labels(labels, num_classes, mask)
+    means, _ = _prototypes(embeddings, labels, num_classes)
+    return means
+
+
+def _check_labels(labels: Tensor, num_classes: int, mask: Tensor | None) -> None:
+    if torch._C._functorch.is_functorch_wrapped_tensor(labels):
+        return  # values of a vmapped tensor cannot be read; the kernel checks the range
+    lowest = -1 if mask is not None else 0
+    wrong = ((labels < lowest) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        task, sample = wrong[0].tolist()
+        raise ValueError(
+            f"labels holds {int(labels[task, sample])} in task {task}, expected 0 … {num_classes - 1} (num_classes - 1)"
+        )
+    present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
+    present.scatter_(1, torch.where(labels < 0, num_classes, labels), True)
+    empty = (~present[:, :num_classes]).nonzero()
+    if len(empty):
+        task, missing = empty[0].tolist()
+        raise ValueError(f"labels has no sample of class {missing} in task {task}: it has no prototype")
+
+
+def _fake(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    tasks, _, dim = embeddings.shape
+    return embeddings.new_empty(tasks, num_classes, dim), embeddings.new_empty(tasks, num_classes)
+
+
+def _setup(ctx: Any, arguments: Arguments, output: tuple[Tensor, Tensor]) -> None:
+    _, labels, ctx.num_classes = arguments
+    ctx.save_for_backward(output[1], labels)
+    ctx.save_for_forward(labels)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> Arguments:
+    weights, labels = ctx.saved_tensors
+    return _prototypes_backward(gradient, weights, labels), None, None
+
+
+def _jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+    (labels,) = ctx.saved_tensors
+    return _prototypes(tangent, labels, ctx.num_classes)[0], None
+
+
+def _fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
+    embeddings, labels, num_classes = arguments
+    return fold(embeddings, dims[0], size), fold(labels, dims[1], size), num_classes
+
+
+# The transpose of a linear map is linear too: each is the other's backward.
+def _transpose_fake(gradient: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
+    return gradient.new_empty(*labels.shape, gradient.shape[2])
+
+
+def _transpose_setup(ctx: Any, arguments: Arguments, output: Tensor) -> None:
+    gradient, weights, labels = arguments
+    ctx.num_classes = gradient.shape[1]
+    ctx.save_for_backward(labels)
+    ctx.save_for_forward(weights, labels)
+
+
+def _transpose_backward(ctx: Any, gradient: Tensor) -> Arguments:
+    (labels,) = ctx.saved_tensors
+    return _prototypes(gradient, labels, ctx.num_classes)[0], None, None
+
+
+def _transpose_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    weights, labels = ctx.saved_tensors
+    return _prototypes_backward(tangent, weights, labels)
+
+
+def _transpose_fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
+    return tuple(fold(argument, dim, size) for argument, dim in zip(arguments, dims, strict=True))
+
+
+_prototypes = differentiable(
+    "prototypes", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, in_tasks=_fold
+)
+_prototypes_backward = differentiable(
+    "prototypes_backward",
+    fake=_transpose_fake,
+    setup_context=_transpose_setup,
+    backward=_transpose_backward,
+    jvp=_transpose_jvp,
+    in_tasks=_transpose_fold,
+)
