@@ -38,7 +38,7 @@ class TrainingSettings:
         queries: query samples of a class.
         lr: learning rate of the outer optimizer, Adam.
         schedule: of the outer learning rate: constant, or a cosine down to zero.
-        clip: largest norm of the meta-gradient; none: unlimited.
+        clip: largest norm of the meta-gradient; 0: unlimited.
         seed: of the stream of training tasks.
         validate_every: steps between validations, and between checkpoints.
         validation_episodes: tasks of a validation.
@@ -51,7 +51,7 @@ class TrainingSettings:
     queries: int = 5
     lr: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
-    clip: float | None = 10.0
+    clip: float = 10.0
     seed: int = 0
     validate_every: int = 200
     validation_episodes: int = 200
@@ -64,8 +64,8 @@ class TrainingSettings:
             raise ValueError(f"schedule is {self.schedule!r}, expected 'constant' or 'cosine'")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, expected at least 0")
-        if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
-            raise ValueError(f"lr is {self.lr} and clip {self.clip}, expected positive numbers")
+        if not self.lr > 0 or not self.clip >= 0:
+            raise ValueError(f"lr is {self.lr} and clip {self.clip}, expected a positive number, and one of at least 0")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -250,7 +250,7 @@ class _Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
-        if settings.clip is not None:
+        if settings.clip > 0:
             nn.utils.clip_grad_norm_(self.algorithm.parameters(), settings.clip)
         self.optimizer.step()
         accuracy = None if result.accuracy is None else float(result.accuracy)

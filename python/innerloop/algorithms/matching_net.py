@@ -23,7 +23,7 @@ class MatchingNet(EmbeddingAlgorithm):
         temperature: cosine similarities are divided by it before the softmax; the paper's is 1.
     """
 
-    training_defaults: ClassVar = {"steps": 1000, "meta_batch_size": 1, "ways": 20, "queries": 5, "clip": None}
+    training_defaults: ClassVar = {"steps": 1000, "meta_batch_size": 1, "ways": 20, "queries": 5, "clip": 0.0}
 
     def __init__(self, model: nn.Module, temperature: float = 0.1) -> None:
         super().__init__(model)
