@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from innerloop.atomic import write_atomically
+
 FORMAT = "innerloop-checkpoint-1"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, or does not fit; the message names the file."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content so that whoever reads it, after a crash too, finds the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself must reach the disk
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from innerloop import models
-from innerloop.checkpoint import CheckpointError, load_checkpoint, write_atomically
+from innerloop.atomic import write_atomically
+from innerloop.checkpoint import CheckpointError, load_checkpoint
 from innerloop.contract import Algorithm, Dataset
 from innerloop.evaluation import batch_norm_mode
 from innerloop.options import json_values, options_of

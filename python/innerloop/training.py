@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from innerloop.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from innerloop.atomic import write_atomically
+from innerloop.checkpoint import load_checkpoint, save_checkpoint
 from innerloop.contract import Algorithm, Dataset, Result
 from innerloop.evaluation import evaluate
 from innerloop.tasks import TaskBatch

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from typer.core import TyperGroup
 
 from innerloop import models
-from innerloop.checkpoint import load_checkpoint, write_atomically
+from innerloop.atomic import write_atomically
+from innerloop.checkpoint import load_checkpoint
 from innerloop.contract import Dataset, Result
 from innerloop.evaluation import evaluate
 from innerloop.options import Option, OptionError, options_of, parse_numbers, parse_pairs
