@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from command_line import CommandLine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,3 +32,27 @@ def cuda() -> torch.device:
             pytest.fail("INNERLOOP_REQUIRE_CUDA=1, but torch sees no CUDA device")
         pytest.skip("no CUDA device")
     return torch.device("cuda")
+
+
+@pytest.fixture
+def innerloop_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def maml_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that a short 5-way training of MAML on glyphs left."""
+    return _trained(tmp_path_factory, "maml", "--model", "mlp", "--steps", "30", "--meta-batch-size", "4")
+
+
+@pytest.fixture(scope="session")
+def protonet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that a short training of ProtoNet on glyphs left."""
+    return _trained(tmp_path_factory, "protonet", "--model-option", "filters=16", "--steps", "100", "--ways", "5")
+
+
+def _trained(tmp_path_factory: pytest.TempPathFactory, algorithm: str, *options: str) -> Path:
+    run = tmp_path_factory.mktemp("runs") / algorithm
+    command = [sys.executable, "-m", "innerloop", "train", algorithm, "--data", "glyphs", "--run", str(run)]
+    subprocess.run([*command, "--episodes", "100", "--validation-episodes", "20", *options], check=True)
+    return run
