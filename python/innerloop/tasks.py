@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ _TENSORS = ("support_x", "support_y", "query_x", "query_y", "support_mask", "que
 Task = tuple[Tensor, Tensor, Tensor, Tensor]  # support_x, support_y, query_x, query_y without the leading T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskBatch:
     """T tasks, each a support set of S samples to adapt on and a query set of Q samples to be judged on.
 
@@ -105,13 +107,15 @@ class TaskBatch:
     def __len__(self) -> int:
         return self.num_tasks
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> TaskBatch:
-        """The chosen tasks as a TaskBatch; a single index keeps the leading dimension, of size 1."""
-        if isinstance(index, int):
-            if not -self.num_tasks <= index < self.num_tasks:
-                raise IndexError(f"task {index} of a batch of {self.num_tasks}")
-            index = slice(index, index + 1 or None)
-        return self._map(lambda tensor: tensor[index])
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Tensor) -> TaskBatch:
+        """The chosen tasks as a TaskBatch; a number keeps the leading dimension, of size 1."""
+        chosen: Any = index
+        if isinstance(index, SupportsIndex) and not (isinstance(index, Tensor) and index.dim() > 0):
+            number = operator.index(index)
+            if not -self.num_tasks <= number < self.num_tasks:
+                raise IndexError(f"task {number} of a batch of {self.num_tasks}")
+            chosen = slice(number, number + 1 or None)
+        return TaskBatch(**{name: tensor[chosen] for name, tensor in self._tensors()})
 
     def __iter__(self) -> Iterator[TaskBatch]:
         """The tasks one by one, each a TaskBatch with num_tasks 1."""
@@ -120,6 +124,8 @@ class TaskBatch:
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
         """Every tensor moved as by Tensor.to; a floating-point dtype converts inputs and targets, never labels."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype is {dtype}, expected a floating-point one")
 
         def move(tensor: Tensor) -> Tensor:
             keep = dtype is None or not tensor.is_floating_point()
@@ -131,8 +137,12 @@ class TaskBatch:
         """Every tensor in page-locked memory, so that copies to a GPU overlap with work on it."""
         return self._map(Tensor.pin_memory)
 
-    def _map(self, function: Any) -> TaskBatch:
-        return TaskBatch(**{name: function(tensor) for name, tensor in self._tensors()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """Each tensor's copy elsewhere. Nothing is checked again: reading labels would make a GPU's copy wait."""
+        twin = copy.copy(self)
+        for name, tensor in self._tensors():
+            object.__setattr__(twin, name, function(tensor))
+        return twin
 
     @classmethod
     def from_tasks(cls, tasks: Sequence[Task]) -> TaskBatch:
@@ -142,7 +152,9 @@ class TaskBatch:
             tasks: (support_x [S_t, ...], support_y [S_t, ...], query_x [Q_t, ...], query_y [Q_t, ...]) for each task.
 
         Raises:
-            ValueError: no task, or sample shapes that differ between tasks.
+            TypeError: a member is no tensor, or tasks differ in dtype.
+            ValueError: no task, sample shapes or devices that differ between tasks, or a task with more samples than
+                targets.
         """
         if not tasks:
             raise ValueError("tasks is empty: expected at least one (support_x, support_y, query_x, query_y)")
@@ -151,6 +163,8 @@ class TaskBatch:
                 raise ValueError(
                     f"tasks[{index}] has {len(task)} members, expected support_x, support_y, query_x, query_y"
                 )
+            for x, y, side in ((task[0], task[1], "support"), (task[2], task[3], "query")):
+                _check_pair(f"tasks[{index}]'s {side}", x, y)
         names = ("support_x", "support_y", "query_x", "query_y")
         columns = dict(zip(names, zip(*tasks, strict=True), strict=True))
         return cls(
@@ -208,7 +222,23 @@ def _largest_label(side: str, y: Tensor, mask: Tensor | None) -> int:
     return largest
 
 
+def _check_pair(what: str, x: Tensor, y: Tensor) -> None:
+    """One task's samples and their targets: what padding would hide."""
+    for name, tensor in (("x", x), ("y", y)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{what}_{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dim() == 0 or len(tensor) == 0:
+            raise ValueError(f"{what}_{name} has shape {tuple(tensor.shape)}, expected at least one sample")
+    if len(x) != len(y):
+        raise ValueError(f"{what}_y has {len(y)} entries, expected {len(x)}, one for each sample")
+
+
 def _pad(name: str, column: Sequence[Tensor]) -> Tensor:
+    for index, tensor in enumerate(column):
+        if tensor.dtype != column[0].dtype:
+            raise TypeError(f"tasks[{index}]'s {name} has dtype {tensor.dtype}, expected tasks[0]'s {column[0].dtype}")
+        if tensor.device != column[0].device:
+            raise ValueError(f"tasks[{index}]'s {name} is on {tensor.device}, expected tasks[0]'s {column[0].device}")
     shapes = {tuple(tensor.shape[1:]) for tensor in column}
     if len(shapes) > 1:
         raise ValueError(f"{name} has sample shapes {sorted(shapes)}, expected one shape for all tasks")

@@ -75,9 +75,14 @@ class ClassDataset(Dataset):
         return self.with_classes(self._splits[name])
 
     def with_classes(self, classes: npt.NDArray[np.int64] | Sequence[int]) -> ClassDataset:
-        """The same examples, tasks drawn from these classes alone."""
+        """The same examples, tasks drawn from these classes alone (indices into class_names)."""
+        chosen = np.asarray(classes, dtype=np.int64)
+        if chosen.ndim != 1 or len(np.unique(chosen)) != len(chosen):
+            raise ValueError(f"classes is {classes}, expected a list of different indices")
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self.class_names):
+            raise ValueError(f"classes is {classes}, expected indices in 0 … {len(self.class_names) - 1}")
         part = copy.copy(self)
-        part._classes = np.asarray(classes, dtype=np.int64)
+        part._classes = chosen
         part._splits = {}
         return part
 
@@ -105,11 +110,21 @@ class ClassDataset(Dataset):
         """
         if seed < 0 or first_task < 0:
             raise ValueError(f"seed is {seed} and first_task {first_task}, expected at least 0")
+        sizes = self._starts[self._classes + 1] - self._starts[self._classes]
+        small = np.flatnonzero(sizes < shots + queries)
+        if len(small):
+            name = self.class_names[self._classes[small[0]]]
+            others = f" (and {len(small) - 1} more classes too few)" if len(small) > 1 else ""
+            raise ValueError(
+                f"class {name!r} has {sizes[small[0]]} samples{others}, but shots + queries is {shots + queries}"
+            )
         return _native.sample_tasks(
             self._starts, self._classes, ways, shots, queries, seed=seed, first_task=first_task, tasks=tasks
         )
 
     def sample(self, tasks: int, ways: int, shots: int, queries: int, seed: int, first_task: int = 0) -> TaskBatch:
+        if min(tasks, shots, queries) < 1:
+            raise ValueError(f"tasks, shots and queries are {tasks}, {shots}, {queries}, expected at least 1")
         support, query = self.sample_indices(tasks, ways, shots, queries, seed, first_task)
         labels = torch.arange(ways)
         return TaskBatch(
@@ -121,8 +136,30 @@ class ClassDataset(Dataset):
 
     def to_input(self, examples: Array) -> Tensor:
         """Examples [N, ...] as a model's input [N, *input_shape], float32 (float64 examples stay float64)."""
-        tensor = torch.from_numpy(np.ascontiguousarray(examples))
+        tensor = torch.from_numpy(np.require(examples, requirements=["C", "W"]))  # a memory map is copied
         if tensor.dtype != torch.uint8:
             return tensor
         tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
         return tensor.to(torch.float32).div_(255)
+
+
+def add_quarter_turns(
+    images: npt.NDArray[np.uint8],
+    class_sizes: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+    classes: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[str], npt.NDArray[np.int64]]:
+    """Square images [N, H, H] with those of some classes turned by 90, 180 and 270 degrees as classes of their own.
+
+    Returns: images, class_sizes and class_names with the new classes behind the old, and the new classes' indices.
+    """
+    upright = images[np.repeat(np.isin(np.arange(len(class_sizes)), classes), class_sizes)]
+    chosen = np.sort(classes)
+    turns = (1, 2, 3)
+    names = [f"{class_names[index]} turned {90 * quarter}°" for quarter in turns for index in chosen]
+    return (
+        np.concatenate([images, *(np.rot90(upright, quarter, axes=(1, 2)) for quarter in turns)]),
+        np.concatenate([class_sizes, *[class_sizes[chosen]] * len(turns)]),
+        [*class_names, *names],
+        np.arange(len(class_names), len(class_names) + len(names)),
+    )

@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 import numpy as np
 
 from innerloop.contract import Split
-from innerloop.data.class_dataset import ClassDataset
+from innerloop.data.class_dataset import ClassDataset, add_quarter_turns
 
 
 class Glyphs(ClassDataset):
@@ -29,13 +29,8 @@ class Glyphs(ClassDataset):
         images = np.unpackbits(bits, axis=2).reshape(-1, 28, 28) * np.uint8(255)
         names = [str(letter) for letter in letters]
         parts: dict[Split, np.ndarray] = {part: np.flatnonzero(splits == part) for part in ("train", "val", "test")}
-        samples = bits.shape[1]
+        sizes = np.full(len(names), bits.shape[1])
         if rotations:
-            trained = parts["train"]
-            upright = images.reshape(-1, samples, 28, 28)[trained].reshape(-1, 28, 28)
-            turned = [np.rot90(upright, quarter, axes=(1, 2)) for quarter in (1, 2, 3)]
-            images = np.concatenate([images, *turned])
-            added = [f"{names[index]} turned {90 * quarter}°" for quarter in (1, 2, 3) for index in trained]
-            parts["train"] = np.concatenate([trained, np.arange(len(names), len(names) + len(added))])
-            names += added
-        super().__init__(images, [samples] * len(names), names, parts)
+            images, sizes, names, added = add_quarter_turns(images, sizes, names, parts["train"])
+            parts["train"] = np.concatenate([parts["train"], added])
+        super().__init__(images, sizes, names, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
+
+#: An image file on disk, or in a zip archive, which is read in place: nothing is ever unpacked.
+ImagePath = Path | zipfile.Path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -42,7 +46,7 @@ def class_folders(root: Path) -> dict[str, list[Path]]:
     return {folder.name: image_files(folder) for folder in folders}
 
 
-def read_image(path: Path, *, colour: bool, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def read_image(path: ImagePath, *, colour: bool, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """An image's pixels, upright, on white where it is transparent, stretched to a size.
 
     Args:
@@ -59,10 +63,10 @@ def read_image(path: Path, *, colour: bool, size: tuple[int, int] | None = None)
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install 'innerloop[images]'") from error
     try:
-        with Image.open(path) as opened:
+        with path.open("rb") as file, Image.open(file) as opened:
             image: PillowImage = ImageOps.exif_transpose(opened)
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what Pillow raises for a broken PNG
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:  # SyntaxError: a broken PNG
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
