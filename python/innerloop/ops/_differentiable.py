@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch.utils import _pytree as pytree
 Arguments = tuple[Any, ...]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def transforms_active() -> bool:
     """Whether a torch.func transform or a forward-mode level is active: an op registered with torch.library is then
-    differentiated wrongly or not at all, and the autograd.Function takes its place."""
+    differentiated wrongly or not at all. The autograd.Function takes its place, and where torch.compile, which fails
+    on that, traces the transform, the twin."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -26,7 +29,8 @@ def differentiable(
     setup_context: Callable[[Any, Arguments, Any], None],
     backward: Callable[..., Any],
     jvp: Callable[..., Any],
-    in_tasks: Callable[[Arguments, Arguments, int], Arguments],
+    batched: Callable[[Callable[..., Any], Arguments, Arguments, int], Any] | None = None,
+    twin: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Make ``torch.ops.innerloop.<name>`` differentiable and return what the rest of the package calls.
 
@@ -36,8 +40,9 @@ def differentiable(
         setup_context: (ctx, arguments, output); saves for backward and, with save_for_forward, for jvp.
         backward: (ctx, *gradients) → a gradient for each argument, or None; itself differentiable.
         jvp: (ctx, *tangents) → tangent of the output; itself differentiable.
-        in_tasks: (arguments, their batch dimensions, batch size) → arguments with a batch dimension of torch.func.vmap
-            folded into the leading dimension, tasks, which every op has.
+        batched: (op, arguments, their batch dimensions, batch size) → the op's output with the batch dimension of
+            torch.func.vmap in front. None: the batch is more tasks, the leading dimension of all tensors.
+        twin: the same in plain torch; an op that only backward functions call needs none.
     """
     op = getattr(torch.ops.innerloop, name).default
     qualified = f"innerloop::{name}"
@@ -46,18 +51,16 @@ def differentiable(
         qualified, backward, setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output)
     )
 
-    def batched(info: Any, dims: Arguments, *arguments: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-        output = op(*in_tasks(arguments, dims, size))
-        unfolded = pytree.tree_map(lambda out: out.unflatten(0, (size, -1)) if len(out) else _empty(out, size), output)
-        return unfolded, pytree.tree_map(lambda _: 0, output)
+    batched = batched or _as_more_tasks
 
-    torch.library.register_vmap(qualified, batched)
+    def vmap_rule(function: Callable[..., Any], info: Any, dims: Arguments, *arguments: Any) -> tuple[Any, Any]:
+        output = batched(function, arguments, dims, info.batch_size)
+        return output, pytree.tree_map(lambda _: 0, output)
+
+    torch.library.register_vmap(qualified, partial(vmap_rule, op))
 
     class Function(torch.autograd.Function):
         """The op on flat tensors, as autograd.Function wants them."""
-
-        generate_vmap_rule = True
 
         @staticmethod
         def forward(spec: pytree.TreeSpec, *leaves: Any) -> Any:
@@ -81,9 +84,18 @@ def differentiable(
             result = jvp(ctx, *tangents)
             return tuple(result) if isinstance(result, list) else result
 
+        @staticmethod
+        def vmap(info: Any, dims: Arguments, spec: pytree.TreeSpec, *leaves: Any) -> tuple[Any, Any]:
+            arguments = pytree.tree_unflatten(leaves, spec)
+            output, out_dims = vmap_rule(call, info, pytree.tree_unflatten(dims[1:], spec), *arguments)
+            return (tuple(output), tuple(out_dims)) if isinstance(output, list) else (output, out_dims)
+
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or not transforms_active():
+        if not transforms_active():
             return op(*arguments)
+        if torch.compiler.is_compiling():
+            assert twin is not None
+            return twin(*arguments)
         leaves, spec = pytree.tree_flatten(arguments)
         output = Function.apply(spec, *leaves)
         return list(output) if _returns_list(op) else output
@@ -91,14 +103,17 @@ def differentiable(
     return call
 
 
-def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """A tensor [.., T, ..] of a vmapped call as [size * T, ..]."""
-    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return tensor.flatten(0, 1)
+def in_front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """A tensor of a vmapped call with the batch dimension, or without one repeated, as the first."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _empty(out: Tensor, size: int) -> Tensor:
-    return out.reshape(size, 0, *out.shape[1:])
+def _as_more_tasks(op: Callable[..., Any], arguments: Arguments, dims: Arguments, size: int) -> Any:
+    folded = (
+        in_front(argument, dim, size).flatten(0, 1) if isinstance(argument, Tensor) else argument
+        for argument, dim in zip(arguments, dims, strict=True)
+    )
+    return pytree.tree_map(lambda out: out.unflatten(0, (size, len(out) // size)), op(*folded))
 
 
 def _returns_list(op: Any) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
-from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops.checks import FLOATS, check_like
+from innerloop import reference
+from innerloop.ops._differentiable import Arguments, differentiable, in_front
+from innerloop.ops.checks import check_float, check_kernel, check_like, check_tensor
 
 
 def inner_update(
@@ -33,8 +34,8 @@ def inner_update(
     if len(grads) != len(params):
         raise ValueError(f"grads has {len(grads)} tensors, expected {len(params)} as params has")
     for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        if param.dtype not in FLOATS:
-            raise TypeError(f"params[{index}] has dtype {param.dtype}, expected float32 or float64")
+        check_float(param, f"params[{index}]")
+        check_tensor(grad, f"grads[{index}]")
         check_like(grad, f"grads[{index}]", param, f"params[{index}]")
         if grad.shape != param.shape:
             raise ValueError(f"grads[{index}] has shape {tuple(grad.shape)}, expected {tuple(param.shape)}")
@@ -42,6 +43,9 @@ def inner_update(
         lr = [lr] * len(params)
     if isinstance(lr, Tensor) or len(lr) != len(params):
         raise ValueError(f"lr must be a number, a 0-d tensor, or one for each of the {len(params)} params")
+    if not params:
+        return []
+    check_kernel("inner_update", params[0], "params[0]")
     updated: list[Tensor] = _inner_update(
         params, grads, [_rate(index, rate, param) for index, (rate, param) in enumerate(zip(lr, params, strict=True))]
     )
@@ -98,25 +102,26 @@ def _jvp(ctx: Any, *tangents: Any) -> list[Tensor]:
     ]
 
 
-def _fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
-    """Each parameter with its batch dimension in front; a rate that differs over the batch becomes an array."""
-    params, grads, lrs = arguments
-    param_dims, grad_dims, lr_dims = dims
-
-    def front(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
+def _batched(op: Callable[..., Any], arguments: Arguments, dims: Arguments, size: int) -> Any:
+    """The op goes element by element: the batch dimension stays as one more, also of rates that differ over it."""
     folded: tuple[list[Tensor], ...] = ([], [], [])
-    for param, grad, lr, pd, gd, ld in zip(params, grads, lrs, param_dims, grad_dims, lr_dims, strict=True):
-        whole = front(param, pd)
-        rate = lr if ld is None and lr.dim() == 0 else front(lr, ld)
-        if rate.dim() not in (0, whole.dim()):
-            rate = rate.reshape(size, *[1] * (whole.dim() - 1)).expand_as(whole)
-        for tensors, tensor in zip(folded, (whole, front(grad, gd), rate), strict=True):
-            tensors.append(tensor if tensor.dim() == 0 else tensor.flatten(0, 1) if tensor.dim() > 1 else tensor)
-    return folded
+    for param, grad, lr, param_dim, grad_dim, lr_dim in zip(*arguments, *dims, strict=True):
+        param, grad = in_front(param, param_dim, size), in_front(grad, grad_dim, size)
+        rate = lr
+        if lr_dim is not None or lr.dim():
+            rate = in_front(lr, lr_dim, size)
+            rate = rate.reshape(*rate.shape, *[1] * (param.dim() - rate.dim())).expand_as(param)
+        for tensors, tensor in zip(folded, (param, grad, rate), strict=True):
+            tensors.append(tensor)
+    return op(*folded)
 
 
 _inner_update = differentiable(
-    "inner_update", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, in_tasks=_fold
+    "inner_update",
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+    jvp=_jvp,
+    batched=_batched,
+    twin=reference.inner_update,
 )

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
-from innerloop.ops._differentiable import Arguments, differentiable, fold
-from innerloop.ops.checks import check_float, check_like
+from innerloop import reference
+from innerloop.ops._differentiable import Arguments, differentiable
+from innerloop.ops.checks import check_dims, check_float, check_kernel, check_like
 from innerloop.registry import nearest
 
 Metric = Literal["sqeuclidean", "cosine", "dot"]
@@ -18,7 +19,7 @@ Metric = Literal["sqeuclidean", "cosine", "dot"]
 def pairwise_distance(queries: Tensor, prototypes: Tensor, metric: Metric = "sqeuclidean") -> Tensor:
     """How far each query is from each prototype of its task; smaller is closer in every metric.
 
-    Differentiable to any order. No [T, Q, N, D] tensor is made.
+    Differentiable to any order. No [T, Q, N, D] tensor is made, but by torch.compile over a torch.func transform.
 
     Args:
         queries: [T, Q, D] float32 or float64. prototypes: [T, N, D], the same dtype.
@@ -30,8 +31,10 @@ def pairwise_distance(queries: Tensor, prototypes: Tensor, metric: Metric = "sqe
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit together, or an unknown metric.
     """
-    check_float(queries, "queries", "[T, Q, D]", 3)
-    check_float(prototypes, "prototypes", "[T, N, D]", 3)
+    check_float(queries, "queries")
+    check_dims(queries, "queries", "[T, Q, D]")
+    check_float(prototypes, "prototypes")
+    check_dims(prototypes, "prototypes", "[T, N, D]")
     check_like(prototypes, "prototypes", queries, "queries")
     if prototypes.shape[0] != queries.shape[0] or prototypes.shape[2] != queries.shape[2]:
         raise ValueError(
@@ -39,6 +42,7 @@ def pairwise_distance(queries: Tensor, prototypes: Tensor, metric: Metric = "sqe
             f"expected [T, N, D] with T = {queries.shape[0]} and D = {queries.shape[2]} as queries has"
         )
     if metric == "sqeuclidean":
+        check_kernel("squared_distances", queries, "queries")
         distances: Tensor = _distances(queries, prototypes)
         return distances
     if metric == "cosine":
@@ -73,10 +77,6 @@ def _jvp(ctx: Any, along_queries: Tensor, along_points: Tensor) -> Tensor:
     return _derivative(queries, points, along_queries, along_points)
 
 
-def _fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
-    return tuple(fold(argument, dim, size) for argument, dim in zip(arguments, dims, strict=True))
-
-
 # The backward B(g, q, p) = 2 (q ∘ Σₙg − g p, p ∘ Σ_q g − gᵀ q) is linear in g and in (q, p), so that its own
 # derivatives are itself and _derivative.
 def _second_fake(gradient: Tensor, queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,13 +97,13 @@ def _second_jvp(ctx: Any, along_gradient: Tensor, along_queries: Tensor, along_p
 
 
 _distances = differentiable(
-    "squared_distances", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, in_tasks=_fold
+    "squared_distances",
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+    jvp=_jvp,
+    twin=reference.pairwise_distance,
 )
 _distances_backward = differentiable(
-    "squared_distances_backward",
-    fake=_second_fake,
-    setup_context=_setup,
-    backward=_second_backward,
-    jvp=_second_jvp,
-    in_tasks=_fold,
+    "squared_distances_backward", fake=_second_fake, setup_context=_setup, backward=_second_backward, jvp=_second_jvp
 )

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
-from innerloop.ops._differentiable import Arguments, differentiable, fold
-from innerloop.ops.checks import check_float
+from innerloop import reference
+from innerloop.ops._differentiable import Arguments, differentiable
+from innerloop.ops.checks import check_dims, check_float, check_kernel, check_tensor
 
 
 def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
@@ -27,21 +28,29 @@ def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tenso
 
     Raises:
         TypeError, ValueError: a dtype or a shape that does not fit, a label out of range, or a class without a sample;
-            the message names the argument, the task and the class.
+            the message names the argument, the task and the class. Under torch.compile and under torch.func.vmap over
+            labels no value can be looked at: there a class without a sample has the prototype 0.
     """
-    check_float(embeddings, "embeddings", "[T, S, D]", 3)
+    check_float(embeddings, "embeddings")
+    check_dims(embeddings, "embeddings", "[T, S, D]")
+    check_kernel("prototypes", embeddings, "embeddings")
+    check_tensor(labels, "labels")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}, expected int64")
     if labels.shape != embeddings.shape[:2]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected [T, S] = {tuple(embeddings.shape[:2])}")
-    if mask is not None:
-        if mask.dtype != torch.bool or mask.shape != labels.shape:
-            raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(labels.shape)}"
-            )
-        labels = torch.where(mask, labels, -1)
+    if labels.device != embeddings.device:
+        raise ValueError(f"labels is on {labels.device}, expected embeddings's device {embeddings.device}")
+    if num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 0")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != labels.shape):
+        raise ValueError(
+            f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(labels.shape)}"
+        )
     if not torch.compiler.is_compiling():  # a check of values would break the graph; the kernel checks the range
         _check_labels(labels, num_classes, mask)
+    if mask is not None:
+        labels = torch.where(mask, labels, -1)
     means, _ = _prototypes(embeddings, labels, num_classes)
     return means
 
@@ -49,15 +58,15 @@ def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tenso
 def _check_labels(labels: Tensor, num_classes: int, mask: Tensor | None) -> None:
     if torch._C._functorch.is_functorch_wrapped_tensor(labels):
         return  # values of a vmapped tensor cannot be read; the kernel checks the range
-    lowest = -1 if mask is not None else 0
-    wrong = ((labels < lowest) | (labels >= num_classes)).nonzero()
+    counts = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+    wrong = (counts & ((labels < 0) | (labels >= num_classes))).nonzero()
     if len(wrong):
         task, sample = wrong[0].tolist()
         raise ValueError(
             f"labels holds {int(labels[task, sample])} in task {task}, expected 0 … {num_classes - 1} (num_classes - 1)"
         )
     present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
-    present.scatter_(1, torch.where(labels < 0, num_classes, labels), True)
+    present.scatter_(1, torch.where(counts, labels, num_classes), True)
     empty = (~present[:, :num_classes]).nonzero()
     if len(empty):
         task, missing = empty[0].tolist()
@@ -86,11 +95,6 @@ def _jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
     return _prototypes(tangent, labels, ctx.num_classes)[0], None
 
 
-def _fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
-    embeddings, labels, num_classes = arguments
-    return fold(embeddings, dims[0], size), fold(labels, dims[1], size), num_classes
-
-
 # The transpose of a linear map is linear too: each is the other's backward.
 def _transpose_fake(gradient: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
     return gradient.new_empty(*labels.shape, gradient.shape[2])
@@ -113,18 +117,15 @@ def _transpose_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
     return _prototypes_backward(tangent, weights, labels)
 
 
-def _transpose_fold(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
-    return tuple(fold(argument, dim, size) for argument, dim in zip(arguments, dims, strict=True))
+def _twin(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, None]:
+    return reference.prototypes(embeddings, labels, num_classes), None
 
 
-_prototypes = differentiable(
-    "prototypes", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, in_tasks=_fold
-)
+_prototypes = differentiable("prototypes", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, twin=_twin)
 _prototypes_backward = differentiable(
     "prototypes_backward",
     fake=_transpose_fake,
     setup_context=_transpose_setup,
     backward=_transpose_backward,
     jvp=_transpose_jvp,
-    in_tasks=_transpose_fold,
 )

@@ -1,0 +1,164 @@
+"""The table of op cases that the tests of the ops go through. Run as a program it compares every op with its twin once
+and prints the instruction set that did the work: the quick form for builds that have no test tools beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from innerloop import ops, reference
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """A checked op and its twin as functions of the tensors they are differentiable in.
+
+    Args:
+        shapes: of those tensors. The first dimension of each is tasks.
+        op, twin: from the tensors to a tensor or a tuple of tensors; other arguments are bound.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    op: Callable[..., Tensor | Tensors]
+    twin: Callable[..., Tensor | Tensors]
+
+    def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> Tensors:
+        g = torch.Generator().manual_seed(seed)
+        return tuple(torch.randn(shape, generator=g, dtype=torch.float64).to(device, dtype) for shape in self.shapes)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+LABELS = torch.tensor([[2, 0, 1, 1, 0], [0, 1, 2, 2, 2]])  # classes of different sizes, in any order
+MASK = torch.tensor([[True, True, True, False, True], [True, True, True, False, False]])
+
+
+def _prototypes(function: Callable[..., Tensor], mask: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x, LABELS.to(x.device), 3, mask=None if mask is None else mask.to(x.device))
+
+
+def _distance(function: Callable[..., Tensor], metric: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda queries, prototypes: function(queries, prototypes, metric=metric)
+
+
+def updates(function: Callable[..., list[Tensor]], lr: list[Tensor | float] | None = None) -> Callable[..., Tensors]:
+    """Of parameters, gradients and, where lr is None, rates."""
+
+    def call(*tensors: Tensor) -> Tensors:
+        count = len(tensors) // (3 if lr is None else 2)
+        params, grads, rates = tensors[:count], tensors[count : 2 * count], list(tensors[2 * count :])
+        return tuple(function(params, grads, rates if lr is None else lr))
+
+    return call
+
+
+PARAMETERS = ((2, 3), (2, 2, 2))
+
+CASES = [
+    OpCase(
+        "inner_update-one_rate",
+        PARAMETERS * 2,
+        updates(ops.inner_update, [0.1, 0.1]),
+        updates(reference.inner_update, [0.1, 0.1]),
+    ),
+    OpCase(
+        "inner_update-rate_of_each_parameter",
+        (*PARAMETERS * 2, (), ()),
+        updates(ops.inner_update),
+        updates(reference.inner_update),
+    ),
+    OpCase(
+        "inner_update-rate_of_each_element",
+        PARAMETERS * 3,
+        updates(ops.inner_update),
+        updates(reference.inner_update),
+    ),
+    OpCase(
+        "inner_update-rate_that_broadcasts",
+        (*PARAMETERS * 2, (3,), (2, 1, 1)),
+        updates(ops.inner_update),
+        updates(reference.inner_update),
+    ),
+    OpCase("prototypes", ((2, 5, 3),), _prototypes(ops.prototypes, None), _prototypes(reference.prototypes, None)),
+    OpCase(
+        "prototypes-masked", ((2, 5, 3),), _prototypes(ops.prototypes, MASK), _prototypes(reference.prototypes, MASK)
+    ),
+    *(
+        OpCase(
+            f"pairwise_distance-{metric}",
+            ((2, 3, 4), (2, 2, 4)),
+            _distance(ops.pairwise_distance, metric),
+            _distance(reference.pairwise_distance, metric),
+        )
+        for metric in ("sqeuclidean", "cosine", "dot")
+    ),
+    # Sizes that fill the kernels' tiles and leave a remainder of every kind.
+    *(
+        OpCase(
+            f"pairwise_distance-{queries}x{points}x{dim}",
+            ((2, queries, dim), (2, points, dim)),
+            _distance(ops.pairwise_distance, "sqeuclidean"),
+            _distance(reference.pairwise_distance, "sqeuclidean"),
+        )
+        for queries, points, dim in ((23, 5, 83), (4, 9, 64), (1, 1, 1))
+    ),
+]
+# The cases whose every derivative is cheap enough to be taken element by element.
+SMALL_CASES = [case for case in CASES if all(torch.Size(shape).numel() <= 30 for shape in case.shapes)]
+
+# Calls of the raw overloads, for opcheck: op name, arguments.
+T, Q, N, S, D = 2, 3, 2, 5, 4
+
+
+def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
+    def random(*shape: int) -> Tensor:
+        g = torch.Generator().manual_seed(len(shape))
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(device).requires_grad_()
+
+    labels, weights = LABELS.to(device), torch.rand(T, 3, dtype=torch.float64, device=device)
+    return {
+        "inner_update": ([random(T, 3), random(T)], [random(T, 3), random(T)], [random(T, 3), random()]),
+        "prototypes": (random(T, S, D), labels, 3),
+        "prototypes_backward": (random(T, 3, D), weights, labels),
+        "squared_distances": (random(T, Q, D), random(T, N, D)),
+        "squared_distances_backward": (random(T, Q, N), random(T, Q, D), random(T, N, D)),
+    }
+
+
+def as_tuple(output: Tensor | Tensors) -> Tensors:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None:
+    """The op's values are its twin's in float64, as near as the dtype allows."""
+    inputs = case.inputs(dtype, device)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    outputs, expected = as_tuple(case.op(*inputs)), as_tuple(case.twin(*(x.double() for x in inputs)))
+    for actual, wanted in zip(outputs, expected, strict=True):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+def main() -> None:
+    for case in CASES:
+        for dtype in (torch.float64, torch.float32):
+            assert_agrees(case, dtype)
+            leaves = [tensor.requires_grad_() for tensor in case.inputs(dtype)]
+            gradients = [
+                torch.autograd.grad([out.sin().sum() for out in as_tuple(function(*leaves))], leaves)
+                for function in (case.op, case.twin)
+            ]
+            tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+            torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+    print(torch.ops.innerloop.instruction_set())
+
+
+if __name__ == "__main__":
+    main()
