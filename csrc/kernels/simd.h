@@ -4,6 +4,13 @@
 #include <cstdint>
 #include <cstring>
 
+// Before a loop of constant length that must be written out, so that the arrays it indexes live in registers.
+#if defined(__clang__)
+#define INNERLOOP_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define INNERLOOP_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace innerloop::INNERLOOP_ISA {
 
 #if defined(__AVX512F__)
@@ -12,6 +19,13 @@ constexpr int vector_bytes = 64;
 constexpr int vector_bytes = 32;
 #else
 constexpr int vector_bytes = 16;
+#endif
+
+// Vector registers of the instruction set: what the shapes of register tiles are made for.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int vector_registers = 32;
+#else
+constexpr int vector_registers = 16;
 #endif
 
 template <class T>
