@@ -46,6 +46,10 @@ class TaskBatch:
         for name, tensor in self._tensors():
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        devices = {name: tensor.device for name, tensor in self._tensors()}
+        odd = [name for name, device in devices.items() if device != self.support_x.device]
+        if odd:
+            raise ValueError(f"{odd[0]} is on {devices[odd[0]]}, expected support_x's device {self.support_x.device}")
         _check_inputs(self.support_x, self.query_x)
         for side in ("support", "query"):
             x, y, mask = (getattr(self, f"{side}_{part}") for part in ("x", "y", "mask"))
@@ -62,10 +66,6 @@ class TaskBatch:
                 f"query_y has target shape {tuple(self.query_y.shape[2:])}, "
                 f"expected support_y's {tuple(self.support_y.shape[2:])}"
             )
-        devices = {name: tensor.device for name, tensor in self._tensors()}
-        odd = [name for name, device in devices.items() if device != self.support_x.device]
-        if odd:
-            raise ValueError(f"{odd[0]} is on {devices[odd[0]]}, expected support_x's device {self.support_x.device}")
         if self.is_classification:
             largest = max(_largest_label(side, *self._labels(side)) for side in ("support", "query"))
             object.__setattr__(self, "_ways", largest + 1)
