@@ -89,6 +89,7 @@ class Stream(TorchDataset[TaskBatch]):
         return self.dataset.sample(1, ways=4, shots=2, queries=5, seed=3, first_task=index)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_task_is_the_same_whatever_the_number_of_workers(workers: int) -> None:
     dataset = ClassDataset(np.arange(73, dtype=np.float32)[:, None], SIZES, list("abcdef"))
