@@ -92,7 +92,10 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual int64_t chunks() const = 0;
-  virtual std::unique_ptr<Worker> make_worker() const = 0;
+  // Chunks may be run by several workers at once; the engine must outlive them.
+  virtual std::unique_ptr<Worker> make_worker() = 0;
+  // After the last chunk: whatever remains to be done for results that tasks share.
+  virtual void finish() {}
   // One line for each layer: the implementation chosen for it.
   virtual std::string plan() const = 0;
 };

@@ -119,6 +119,11 @@ class Decoder {
       program_.nodes.push_back(node);
     }
     if (!reader_.at_end()) refuse("goes on after its last node");
+    for (int value = 0; value <= nodes; ++value) {
+      if (value != program_.output && program_.consumers(value).empty()) {
+        refuse("nothing reads value " + std::to_string(value));
+      }
+    }
     const Shape& output = program_.values[static_cast<size_t>(program_.output)];
     if (output.is_image) refuse("the output has shape " + text(output) + ", expected a vector [outputs]");
     return std::move(program_);

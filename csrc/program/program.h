@@ -69,6 +69,7 @@ struct Program {
 // Decodes and checks a program for samples of a shape. parameter_shapes, without a leading task dimension, and
 // buffer_sizes are those of the tensors at hand.
 // Throws std::invalid_argument that says what does not fit.
+// Every value but the output is read by some node.
 Program decode_program(std::span<const int64_t> code, std::span<const int64_t> sample_shape,
                        const std::vector<std::vector<int64_t>>& parameter_shapes,
                        const std::vector<int64_t>& buffer_sizes);

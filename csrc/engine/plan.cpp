@@ -1,0 +1,181 @@
+#include "engine/plan.h"
+
+#include <algorithm>
+
+namespace innerloop::INNERLOOP_ISA {
+namespace {
+
+std::vector<int> parameters_of(const Node& node) {
+  std::vector<int> found;
+  for (const int parameter : {node.weight, node.bias}) {
+    if (parameter >= 0) found.push_back(parameter);
+  }
+  return found;
+}
+
+std::vector<Step> plain_steps(const Program& program) {
+  std::vector<Step> steps;
+  for (size_t index = 0; index < program.nodes.size(); ++index) {
+    const Node& node = program.nodes[index];
+    Step step;
+    step.nodes = {static_cast<int>(index)};
+    step.inputs = node.inputs;
+    step.output = node.output;
+    step.parameters = parameters_of(node);
+    step.description = kind_name(node.kind);
+    steps.push_back(step);
+  }
+  return steps;
+}
+
+bool reads_unpadded(Kind kind) {
+  return kind == Kind::linear || kind == Kind::conv2d || kind == Kind::flatten;
+}
+
+template <class T>
+std::vector<ValueLayout> layouts_of(const Program& program) {
+  std::vector<ValueLayout> layouts(program.values.size());
+  for (size_t value = 0; value < layouts.size(); ++value) {
+    ValueLayout& layout = layouts[value];
+    layout.shape = program.values[value];
+    bool padded = value != 0;
+    for (const int consumer : program.consumers(static_cast<int>(value))) {
+      const Node& node = program.nodes[static_cast<size_t>(consumer)];
+      padded = padded || !reads_unpadded(node.kind);
+      layout.halo = std::max({layout.halo, node.window.pad_height, node.window.pad_width});
+    }
+    layout.stride = padded ? round_up(layout.shape.channels, lanes<T>) : layout.shape.channels;
+  }
+  return layouts;
+}
+
+// The packed form of a parameter that this node reads.
+template <class T>
+PackedParameter packed_form(const Program& program, const std::vector<ValueLayout>& values, const Node& node,
+                            int parameter) {
+  const std::vector<int64_t>& shape = program.parameters[static_cast<size_t>(parameter)];
+  PackedParameter packed;
+  packed.outputs = shape[0];
+  packed.output_stride = round_up(shape[0], lanes<T>);
+  if (parameter == node.weight && node.kind == Kind::linear) {
+    packed.inputs = packed.input_stride = shape[1];
+  } else if (parameter == node.weight && node.kind == Kind::conv2d) {
+    packed.inputs = shape[1];
+    packed.input_stride = values[static_cast<size_t>(node.inputs[0])].stride;
+    packed.taps = shape[2] * shape[3];
+  } else if (shape.size() == 3) {  // layer_norm on images
+    packed.taps = shape[1] * shape[2];
+  }
+  return packed;
+}
+
+// Which values move, which have tracked parameters above them, and where the two regions meet.
+template <class T>
+void analyse(Plan& plan, const Request<T>& request) {
+  const auto is_tracked = [&](int parameter) { return plan.tracked[static_cast<size_t>(parameter)]; };
+  plan.moves.assign(plan.values.size(), false);
+  plan.has_tracked.assign(plan.values.size(), false);
+  for (Step& step : plan.steps) {
+    step.adapted = std::ranges::any_of(step.parameters, [&](int p) { return request.is_adapted(p); });
+    step.tracked = std::ranges::any_of(step.parameters, is_tracked);
+    bool moves = step.adapted, has_tracked = step.tracked;
+    for (const int input : step.inputs) {
+      moves = moves || plan.moves[static_cast<size_t>(input)];
+      has_tracked = has_tracked || plan.has_tracked[static_cast<size_t>(input)];
+    }
+    step.moves = moves;
+    plan.moves[static_cast<size_t>(step.output)] = moves;
+    plan.has_tracked[static_cast<size_t>(step.output)] = has_tracked;
+  }
+  for (size_t value = 0; value < plan.values.size(); ++value) {
+    if (plan.moves[value] || !plan.has_tracked[value]) continue;
+    const bool meets = std::ranges::any_of(plan.steps, [&](const Step& step) {
+      return step.moves && std::ranges::find(step.inputs, static_cast<int>(value)) != step.inputs.end();
+    });
+    if (meets || static_cast<int>(value) == request.program->output) plan.boundary.push_back(static_cast<int>(value));
+  }
+}
+
+template <class T>
+std::unique_ptr<Layer<T>> make_plain(const Node& node, const LayerContext<T>& context) {
+  switch (node.kind) {
+    case Kind::linear:
+      return make_linear(node, context);
+    case Kind::conv2d:
+      return make_conv2d(node, context);
+    case Kind::batch_norm:
+      return make_batch_norm(node, context);
+    case Kind::layer_norm:
+    case Kind::group_norm:
+      return make_sample_norm(node, context);
+    case Kind::max_pool:
+    case Kind::avg_pool:
+    case Kind::global_avg_pool:
+      return make_pool(node, context);
+    case Kind::flatten:
+      return make_flatten(node, context);
+    case Kind::add:
+      return make_add(node, context);
+    default:
+      return make_activation(node, context);
+  }
+}
+
+}  // namespace
+
+template <class T>
+Plan make_plan(const Request<T>& request) {
+  const Program& program = *request.program;
+  Plan plan;
+  plan.steps = plain_steps(program);
+  plan.values = layouts_of<T>(program);
+  plan.parameters.resize(program.parameters.size());
+  for (PackedParameter& unread : plan.parameters) unread.offset = -1;
+  for (const Node& node : program.nodes) {
+    for (const int parameter : parameters_of(node)) {
+      PackedParameter packed = packed_form<T>(program, plan.values, node, parameter);
+      packed.offset = plan.packed_size;
+      plan.packed_size += packed.packed_size();
+      plan.parameters[static_cast<size_t>(parameter)] = packed;
+    }
+  }
+  for (size_t parameter = 0; parameter < program.parameters.size(); ++parameter) {
+    const bool wanted = !request.gradients.empty() && request.gradients[parameter] != nullptr;
+    plan.tracked.push_back(wanted || (request.wants_gradients() && request.is_adapted(static_cast<int>(parameter))));
+  }
+  analyse(plan, request);
+  return plan;
+}
+
+template <class T>
+std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request) {
+  const LayerContext<T> context{request, plan.values, plan.parameters,
+                                std::max(request.support.count, request.query.count)};
+  std::vector<std::unique_ptr<Layer<T>>> layers;
+  for (const Step& step : plan.steps) {
+    const Node& first = request.program->nodes[static_cast<size_t>(step.nodes[0])];
+    switch (step.implementation) {
+      case Implementation::plain:
+        layers.push_back(make_plain(first, context));
+        break;
+    }
+  }
+  return layers;
+}
+
+std::string describe(const Plan& plan) {
+  std::string text;
+  for (const Step& step : plan.steps) {
+    text += step.description;
+    if (!step.moves) text += " (not adapted: once a task)";
+    text += "\n";
+  }
+  return text;
+}
+
+template Plan make_plan(const Request<float>&);
+template Plan make_plan(const Request<double>&);
+template std::vector<std::unique_ptr<Layer<float>>> make_layers(const Plan&, const Request<float>&);
+template std::vector<std::unique_ptr<Layer<double>>> make_layers(const Plan&, const Request<double>&);
+
+}  // namespace innerloop::INNERLOOP_ISA
