@@ -37,6 +37,8 @@ struct Plan {
   // Values that do not move, read by steps that do (or the output): what the inner steps find there is computed once a
   // task, and the gradients that arrive there go on upwards once a task, too.
   std::vector<int> boundary;
+  // Under bn = support, whether a BatchNorm moves: then a query pass needs a support pass at its parameters.
+  bool moving_statistics = false;
 };
 
 template <class T>

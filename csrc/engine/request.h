@@ -97,7 +97,7 @@ class Engine {
   // After the last chunk: whatever remains to be done for results that tasks share.
   virtual void finish() {}
   // One line for each layer: the implementation chosen for it.
-  virtual std::string plan() const = 0;
+  virtual std::string plan_text() const = 0;
 };
 
 }  // namespace innerloop

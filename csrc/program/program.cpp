@@ -103,7 +103,8 @@ int64_t windows_in(int64_t size, int64_t kernel, int64_t stride, int64_t pad) {
 
 class Decoder {
  public:
-  Decoder(std::span<const int64_t> code, Program program) : reader_(code), program_(std::move(program)) {}
+  Decoder(std::span<const int64_t> code, Program program, int64_t tasks)
+      : reader_(code), program_(std::move(program)), tasks_(tasks), used_(program_.parameters.size(), false) {}
 
   Program run() {
     reader_.next(format, format, "the format");
@@ -114,7 +115,7 @@ class Decoder {
     reader_.next(buffers, buffers, "the number of buffers");
     program_.output = static_cast<int>(reader_.next(1, nodes, "the output value"));
     for (int64_t index = 0; index < nodes; ++index) {
-      const Node node = next_node(static_cast<int>(index));
+      Node node = next_node(static_cast<int>(index));
       program_.values.push_back(output_shape(node));
       program_.nodes.push_back(node);
     }
@@ -143,17 +144,35 @@ class Decoder {
     if (layout.parameters == 2) {
       node.weight = static_cast<int>(reader_.next(-1, last_parameter, "a weight"));
       node.bias = static_cast<int>(reader_.next(-1, last_parameter, "a bias"));
-      // Each parameter has one place: its gradient is written there.
-      for (const int parameter : {node.weight, node.bias}) {
-        if (parameter < 0) continue;
-        if (used_.size() <= static_cast<size_t>(parameter)) used_.resize(program_.parameters.size(), false);
-        if (used_[static_cast<size_t>(parameter)]) refuse(where_ + " shares a parameter with another node");
-        used_[static_cast<size_t>(parameter)] = true;
-      }
+      take_parameter(node, node.weight);
+      take_parameter(node, node.bias);
     }
     reader_.next(layout.attributes, layout.attributes, "a node's number of attributes");
     read_attributes(node);
     return node;
+  }
+
+  // A parameter has one place, where its gradient is written. Splits a leading task dimension off its shape.
+  void take_parameter(const Node& node, int parameter) {
+    if (parameter < 0) return;
+    const auto index = static_cast<size_t>(parameter);
+    if (used_[index]) refuse(where_ + " shares a parameter with another node");
+    used_[index] = true;
+    std::vector<int64_t>& shape = program_.parameters[index];
+    if (shape.size() != dimensions(node, parameter, shape.size()) + 1) return;
+    if (shape[0] != tasks_) {
+      refuse(where_ + " has a parameter " + text(shape) + ": expected its first size to be the number of tasks, " +
+             std::to_string(tasks_));
+    }
+    shape.erase(shape.begin());
+    program_.per_task[index] = true;
+  }
+
+  // Of a parameter that tasks share. A layer norm's are those of a vector or of an image, 1 or 3.
+  static size_t dimensions(const Node& node, int parameter, size_t given) {
+    if (node.kind == Kind::layer_norm) return given % 2 == 1 ? given : given - 1;
+    if (parameter != node.weight) return 1;
+    return node.kind == Kind::linear ? 2 : node.kind == Kind::conv2d ? 4 : 1;
   }
 
   void read_attributes(Node& node) {
@@ -309,6 +328,7 @@ class Decoder {
 
   Reader reader_;
   Program program_;
+  int64_t tasks_;
   std::vector<bool> used_;
   std::string where_;
 };
@@ -352,15 +372,16 @@ int64_t Program::parameter_size(int parameter) const {
 
 Program decode_program(std::span<const int64_t> code, std::span<const int64_t> sample_shape,
                        const std::vector<std::vector<int64_t>>& parameter_shapes,
-                       const std::vector<int64_t>& buffer_sizes) {
+                       const std::vector<int64_t>& buffer_sizes, int64_t tasks) {
   Program program;
   program.values.push_back(input_shape(sample_shape));
   program.parameters = parameter_shapes;
+  program.per_task.assign(parameter_shapes.size(), false);
   program.buffers = buffer_sizes;
   for (size_t index = 0; index < parameter_shapes.size(); ++index) {
     checked_product(parameter_shapes[index], "parameter " + std::to_string(index));
   }
-  return Decoder(code, std::move(program)).run();
+  return Decoder(code, std::move(program), tasks).run();
 }
 
 }  // namespace innerloop

@@ -57,7 +57,8 @@ struct Node {
 struct Program {
   std::vector<Node> nodes;
   std::vector<Shape> values;  // value 0 is the network's input
-  std::vector<std::vector<int64_t>> parameters;  // shapes
+  std::vector<std::vector<int64_t>> parameters;  // shapes, of one task's
+  std::vector<bool> per_task;                    // by parameter: every task has its own
   std::vector<int64_t> buffers;  // sizes
   int output = 0;
 
@@ -66,12 +67,12 @@ struct Program {
   int64_t parameter_size(int parameter) const;
 };
 
-// Decodes and checks a program for samples of a shape. parameter_shapes, without a leading task dimension, and
-// buffer_sizes are those of the tensors at hand.
+// Decodes and checks a program for samples of a shape. parameter_shapes and buffer_sizes are those of the tensors at
+// hand; a parameter with one dimension more than its layer's has a leading one for the tasks.
 // Throws std::invalid_argument that says what does not fit.
 // Every value but the output is read by some node.
 Program decode_program(std::span<const int64_t> code, std::span<const int64_t> sample_shape,
                        const std::vector<std::vector<int64_t>>& parameter_shapes,
-                       const std::vector<int64_t>& buffer_sizes);
+                       const std::vector<int64_t>& buffer_sizes, int64_t tasks);
 
 }  // namespace innerloop

@@ -1,0 +1,585 @@
+#include "engine/blocks.h"
+
+#include <algorithm>
+
+#include "engine/loss.h"
+#include "engine/memory.h"
+#include "engine/packed.h"
+#include "engine/plan.h"
+#include "engine/recurrence.h"
+
+namespace innerloop::INNERLOOP_ISA {
+namespace {
+
+template <class T>
+void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
+}
+
+// What the workers of one call share: the plan, θ₀ and α packed, and the sums over tasks.
+template <class T>
+class BlocksEngine final : public Engine<T> {
+ public:
+  explicit BlocksEngine(const Request<T>& call) : request(call), plan(make_plan(call)) {
+    initial.assign(static_cast<size_t>(plan.packed_size) + 2 * lanes<T>, T(0));
+    total = initial;
+    for (size_t p = 0; p < plan.parameters.size(); ++p) {
+      const PackedParameter& parameter = plan.parameters[p];
+      const bool is_read = parameter.offset >= 0;
+      const bool is_adapted = is_read && request.is_adapted(static_cast<int>(p));
+      rates.push_back(is_adapted ? PackedRate<T>(request.rates[p], parameter, request.steps) : PackedRate<T>());
+      if (is_read && !request.parameters[p].per_task) pack(request.parameters[p].data, parameter, initial.data());
+      if (is_adapted) adapted.push_back(static_cast<int>(p));
+      if (is_read && plan.tracked[p]) tracked.push_back(static_cast<int>(p));
+      if (is_read && !request.gradients.empty() && request.gradients[p]) results.push_back(static_cast<int>(p));
+      const bool learns_rate = is_adapted && !request.rate_gradients.empty() && request.rate_gradients[p];
+      if (learns_rate) learned_rates.push_back(static_cast<int>(p));
+      rate_totals.emplace_back(learns_rate ? rates[p].size() : 0, T(0));
+    }
+  }
+
+  int64_t chunks() const override { return request.tasks; }
+  std::unique_ptr<Worker> make_worker() override;
+  std::string plan_text() const override { return describe(plan); }
+
+  void finish() override {
+    for (const int p : results) {
+      if (!at(request.parameters, p).per_task) {
+        unpack(total.data(), at(plan.parameters, p), request.gradient_scale, at(request.gradients, p));
+      }
+    }
+    for (const int p : learned_rates) {
+      at(rates, p).unpack(at(rate_totals, p).data(), at(plan.parameters, p), request.gradient_scale,
+                          at(request.rate_gradients, p));
+    }
+  }
+
+  template <class Items>
+  static decltype(auto) at(Items& items, int index) {
+    return items[static_cast<size_t>(index)];
+  }
+
+  const Request<T>& request;
+  const Plan plan;
+  std::vector<T> initial;  // θ₀, packed; zero where each task has its own
+  std::vector<PackedRate<T>> rates;
+  // Parameters that the inner loop adapts, that v follows, whose gradient and whose α's gradient is a result.
+  std::vector<int> adapted, tracked, results, learned_rates;
+  std::vector<T> total;  // the sum of v_0 over tasks, packed
+  std::vector<std::vector<T>> rate_totals;
+};
+
+// The memory of one pass: by value, and by step.
+template <class T>
+struct PassMemory {
+  Side side = Side::support;
+  int64_t samples = 0;  // of the task at hand
+  std::vector<T*> values, gradients;
+  std::vector<T*> states;
+};
+
+// Which part of the network: the one that moves over the inner steps, or the one above it that does not.
+enum class Part : uint8_t { fixed, moving };
+
+// One thread's executor of the recurrence: see recurrence.h for what its operations mean.
+template <class T>
+class BlocksWorker final : public Worker {
+ public:
+  explicit BlocksWorker(BlocksEngine<T>& shared)
+      : engine_(shared),
+        request_(shared.request),
+        plan_(shared.plan),
+        layers_(make_layers(shared.plan, shared.request)),
+        output_(request_.program->output),
+        loss_(request_.loss, request_.label_smoothing, output_layout().shape.channels, output_layout().stride),
+        backward_(request_.wants_gradients()),
+        keeps_passes_(backward_ && !request_.first_order) {
+    allocate();
+  }
+
+  void run(int64_t task) override {
+    task_ = task;
+    task_loss_ = 0;
+    start();
+    run_recurrence(*this, request_);
+    if (request_.task_losses) request_.task_losses[task] = static_cast<T>(task_loss_);
+    write_own_results();
+  }
+
+  void add_shared() override {
+    if (!backward_) return;
+    for (const int p : engine_.results) {
+      if (at(request_.parameters, p).per_task) continue;
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      add_scaled(v_ + parameter.offset, parameter.packed_size(), T(1), engine_.total.data() + parameter.offset);
+    }
+    for (const int p : engine_.learned_rates) {
+      std::vector<T>& total = at(engine_.rate_totals, p);
+      add_scaled(at(rate_gradients_, p), static_cast<int64_t>(total.size()), T(1), total.data());
+    }
+  }
+
+  // --- the operations of the recurrence ---------------------------------------------------------
+
+  void support_pass(int64_t k) {
+    PassMemory<T>& pass = support_pass_of(k);
+    // ∇L_support(θ₀) is a part of the meta-gradient where u is not 0: then all of it is wanted, not what is adapted
+    // alone, and what arrives at the boundary counts.
+    const bool whole = k == 0 && backward_ && request_.support_weight != 0;
+    forward(Part::moving, theta_of(k), k, pass, nullptr);
+    T* dy = gradient_of_output(pass);
+    support_loss_ = loss_.value(outputs(pass), targets(Side::support), pass.samples, T(1), dy);
+    T* gradient = gradient_of_step(k);
+    std::fill(gradient, gradient + plan_.packed_size, T(0));
+    if (!plan_.moves[static_cast<size_t>(output_)]) {
+      if (whole && is_boundary(output_)) {
+        add_scaled(dy, dense_size(output_, pass.samples), request_.support_weight, fixed(Side::support).gradients[output_i()]);
+      }
+      return;
+    }
+    backward(Part::moving, theta_of(k), k, pass, nullptr, whole, request_.support_weight, gradient);
+  }
+
+  void descend(int64_t k) {
+    T* next = keeps_thetas() ? at(thetas_, static_cast<int>(k)) : thetas_[0];
+    const T* current = theta_of(k);
+    const T* gradient = gradient_of_step(k);
+    if (next != current) std::copy(current, current + plan_.packed_size, next);
+    for (const int p : engine_.adapted) {
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      const RateAt<T> rate = at(engine_.rates, p).at(k);
+      const T* g = gradient + parameter.offset;
+      T* to = next + parameter.offset;
+      const int64_t size = parameter.packed_size();
+      if (rate.elements) {
+        for (int64_t i = 0; i < size; ++i) to[i] -= rate.elements[i] * g[i];
+      } else {
+        add_scaled(g, size, -rate.number, to);
+      }
+    }
+  }
+
+  void add_support_loss(T u) { task_loss_ += static_cast<double>(u) * support_loss_; }
+
+  void query_pass(int64_t k, T weight, bool backward_too) {
+    if (request_.query.x == nullptr) return;
+    PassMemory<T>* statistics = nullptr;
+    if (plan_.moving_statistics) {
+      statistics = &statistics_;
+      forward(Part::moving, theta_of(k), k, statistics_, nullptr);
+    }
+    forward(Part::moving, theta_of(k), k, query_, statistics ? statistics : &fixed(Side::support));
+    T* dy = backward_too ? gradient_of_output(query_) : nullptr;
+    const double loss = loss_.value(outputs(query_), targets(Side::query), query_.samples, weight, dy);
+    if (weight != 0) task_loss_ += static_cast<double>(weight) * loss;
+    if (k == request_.steps) write_logits();
+    if (!backward_too) return;
+    if (!plan_.moves[output_i()]) {
+      if (is_boundary(output_)) {
+        add_scaled(dy, dense_size(output_, query_.samples), T(1), fixed(Side::query).gradients[output_i()]);
+      }
+      return;
+    }
+    backward(Part::moving, theta_of(k), k, query_, statistics, true, T(1), v_);
+    if (statistics) {  // what the query found in the support set's statistics goes back through the support pass
+      std::fill_n(statistics_.gradients[output_i()], dense_size(output_, statistics_.samples), T(0));
+      backward(Part::moving, theta_of(k), k, statistics_, nullptr, true, T(1), v_);
+    }
+  }
+
+  void add_rate_gradient(int64_t k) {
+    const T* gradient = gradient_of_step(k);
+    for (const int p : engine_.learned_rates) {
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      const PackedRate<T>& rate = at(engine_.rates, p);
+      T* to = at(rate_gradients_, p) + rate.row_of(k) * rate.width();
+      const T* g = gradient + parameter.offset;
+      const T* v = v_ + parameter.offset;
+      const int64_t size = parameter.packed_size();
+      if (rate.per_element()) {
+        for (int64_t i = 0; i < size; ++i) to[i] -= v[i] * g[i];
+      } else {
+        double sum = 0;
+        for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(v[i] * g[i]);
+        *to -= static_cast<T>(sum);
+      }
+    }
+  }
+
+  void subtract_hessian_product(int64_t k) {
+    if (!plan_.moves[output_i()]) return;
+    // Along −α ⊙ v, so that the product can be added to v as the layers find it.
+    for (const int p : engine_.adapted) {
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      const RateAt<T> rate = at(engine_.rates, p).at(k);
+      const T* v = v_ + parameter.offset;
+      T* to = direction_ + parameter.offset;
+      for (int64_t i = 0; i < parameter.packed_size(); ++i) to[i] = -(rate.elements ? rate.elements[i] : rate.number) * v[i];
+    }
+    PassMemory<T>& pass = support_pass_of(k);
+    forward_tangent(theta_of(k), k, pass);
+    loss_.tangent(outputs(pass), tangent_.values[output_i()], pass.samples, tangent_.gradients[output_i()]);
+    backward_tangent(theta_of(k), k, pass, v_);
+  }
+
+  void add_support_gradient(T u) {
+    const T* gradient = gradient_of_step(0);
+    for (const int p : engine_.tracked) {
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      add_scaled(gradient + parameter.offset, parameter.packed_size(), u, v_ + parameter.offset);
+    }
+  }
+
+  // What has arrived at the boundary goes through the fixed part; the query's first, since under bn = support it leaves
+  // something in the support set's statistics.
+  void finish() {
+    if (plan_.boundary.empty()) return;
+    backward(Part::fixed, theta_of(0), 0, fixed(Side::query), &fixed(Side::support), true, T(1), v_);
+    backward(Part::fixed, theta_of(0), 0, fixed(Side::support), nullptr, true, T(1), v_);
+  }
+
+ private:
+  template <class Items>
+  static decltype(auto) at(Items& items, int index) {
+    return items[static_cast<size_t>(index)];
+  }
+
+  // --- memory ----------------------------------------------------------------------------------
+
+  const ValueLayout& output_layout() const { return at(plan_.values, output_); }
+  size_t output_i() const { return static_cast<size_t>(output_); }
+  bool keeps_thetas() const { return backward_; }
+  bool is_boundary(int value) const { return std::ranges::find(plan_.boundary, value) != plan_.boundary.end(); }
+  int64_t dense_size(int value, int64_t samples) const { return samples * at(plan_.values, value).dense_size(); }
+
+  PassMemory<T>& fixed(Side side) { return side == Side::support ? fixed_support_ : fixed_query_; }
+  PassMemory<T>& support_pass_of(int64_t k) { return supports_[keeps_passes_ ? static_cast<size_t>(k) : 0]; }
+  const T* theta_of(int64_t k) const {
+    if (k == 0) return initial_;
+    return keeps_thetas() ? thetas_[static_cast<size_t>(k) - 1] : thetas_[0];
+  }
+  T* gradient_of_step(int64_t k) {
+    if (!engine_.learned_rates.empty()) return gradients_[static_cast<size_t>(k)];
+    return gradients_[k > 0 && request_.support_weight != 0 ? 1 : 0];  // g₀ is needed to the end where u is not 0
+  }
+
+  void allocate() {
+    const int64_t K = request_.steps, S = request_.support.count, Q = request_.query.count;
+    const size_t passes = static_cast<size_t>(keeps_passes_ ? std::max<int64_t>(K, 1) : 1);
+    fixed_support_ = pass_memory(Side::support, S, Part::fixed, nullptr);
+    fixed_query_ = pass_memory(Side::query, Q, Part::fixed, nullptr);
+    for (size_t k = 0; k < passes; ++k) {
+      supports_.push_back(pass_memory(Side::support, S, Part::moving, &fixed_support_));
+    }
+    query_ = pass_memory(Side::query, Q, Part::moving, &fixed_query_);
+    if (plan_.moving_statistics) statistics_ = pass_memory(Side::support, S, Part::moving, &fixed_support_);
+    if (keeps_passes_) tangent_ = tangent_memory(S);
+    int64_t largest = 0;
+    for (const ValueLayout& layout : plan_.values) largest = std::max(largest, layout.dense_size());
+    for (T*& scratch : scratch_) scratch = memory_.take(largest * std::max(S, Q));
+
+    const int64_t size = plan_.packed_size;
+    own_initial_ = std::ranges::any_of(request_.parameters, [](const auto& p) { return p.per_task; })
+                       ? memory_.take(size)
+                       : nullptr;
+    initial_ = own_initial_ ? own_initial_ : engine_.initial.data();
+    for (int64_t k = 0; k < (keeps_thetas() ? K : std::min<int64_t>(K, 1)); ++k) thetas_.push_back(memory_.take(size));
+    const int64_t gradients = engine_.learned_rates.empty() ? (request_.support_weight != 0 ? 2 : 1) : K;
+    for (int64_t k = 0; k < std::max<int64_t>(gradients, 1); ++k) gradients_.push_back(memory_.take(size));
+    if (backward_) v_ = memory_.take(size);
+    if (keeps_passes_) direction_ = memory_.take(size);
+    for (const std::vector<T>& total : engine_.rate_totals) {
+      rate_gradients_.push_back(total.empty() ? nullptr : memory_.take(static_cast<int64_t>(total.size())));
+    }
+    support_labels_.resize(static_cast<size_t>(S));
+    query_labels_.resize(static_cast<size_t>(Q));
+    support_targets_.resize(static_cast<size_t>(S * output_layout().shape.channels));
+    query_targets_.resize(static_cast<size_t>(Q * output_layout().shape.channels));
+  }
+
+  PassMemory<T> pass_memory(Side side, int64_t samples, Part part, const PassMemory<T>* fixed) {
+    PassMemory<T> pass;
+    pass.side = side;
+    for (size_t value = 0; value < plan_.values.size(); ++value) {
+      const ValueLayout& layout = plan_.values[value];
+      if (fixed && !plan_.moves[value]) {
+        pass.values.push_back(fixed->values[value]);
+        pass.gradients.push_back(static_cast<int>(value) == output_ ? memory_.take(samples * layout.dense_size())
+                                                                    : nullptr);
+        continue;
+      }
+      const bool here = plan_.moves[value] == (part == Part::moving) && is_stored(static_cast<int>(value));
+      const bool with_gradient = here && (part == Part::moving || (backward_ && plan_.has_tracked[value]));
+      pass.values.push_back(here ? memory_.take(samples * layout.sample_size()) : nullptr);
+      pass.gradients.push_back(with_gradient ? memory_.take(samples * layout.dense_size()) : nullptr);
+    }
+    for (size_t s = 0; s < plan_.steps.size(); ++s) {
+      const bool moves = plan_.steps[s].moves;
+      if (fixed && !moves) {
+        pass.states.push_back(fixed->states[s]);
+      } else {
+        const bool here = moves == (part == Part::moving);
+        pass.states.push_back(here ? memory_.take(layers_[s]->state_size(samples)) : nullptr);
+      }
+    }
+    return pass;
+  }
+
+  // A value that a fused step keeps to itself needs no memory.
+  bool is_stored(int value) const {
+    return value == 0 || std::ranges::any_of(plan_.steps, [&](const Step& step) { return step.output == value; });
+  }
+
+  PassMemory<T> tangent_memory(int64_t samples) {
+    PassMemory<T> pass;
+    for (size_t value = 0; value < plan_.values.size(); ++value) {
+      const bool here = plan_.moves[value] && is_stored(static_cast<int>(value));
+      pass.values.push_back(here ? memory_.take(samples * plan_.values[value].sample_size()) : nullptr);
+      pass.gradients.push_back(here ? memory_.take(samples * plan_.values[value].dense_size()) : nullptr);
+    }
+    for (size_t s = 0; s < plan_.steps.size(); ++s) {
+      pass.states.push_back(plan_.steps[s].moves ? memory_.take(layers_[s]->tangent_state_size(samples)) : nullptr);
+    }
+    return pass;
+  }
+
+  // --- a task's start and end --------------------------------------------------------------------
+
+  void start() {
+    if (own_initial_) {
+      std::copy_n(engine_.initial.data(), plan_.packed_size, own_initial_);
+      for (size_t p = 0; p < plan_.parameters.size(); ++p) {
+        const PackedParameter& parameter = plan_.parameters[p];
+        if (!request_.parameters[p].per_task || parameter.offset < 0) continue;
+        pack(request_.parameters[p].data + task_ * parameter.size(), parameter, own_initial_);
+      }
+    }
+    if (v_) std::fill_n(v_, plan_.packed_size, T(0));
+    for (size_t p = 0; p < rate_gradients_.size(); ++p) {
+      if (rate_gradients_[p]) std::fill_n(rate_gradients_[p], engine_.rate_totals[p].size(), T(0));
+    }
+    for (const std::unique_ptr<Layer<T>>& layer : layers_) layer->start_task();
+    const int64_t support = load(Side::support, request_.support, support_labels_, support_targets_);
+    fixed_support_.samples = support;
+    for (PassMemory<T>& pass : supports_) pass.samples = support;
+    statistics_.samples = support;
+    fixed_query_.samples = query_.samples = load(Side::query, request_.query, query_labels_, query_targets_);
+    for (const Side side : {Side::support, Side::query}) {
+      PassMemory<T>& pass = fixed(side);
+      if (pass.samples == 0) continue;
+      for (const int value : plan_.boundary) {
+        if (T* gradient = at(pass.gradients, value)) std::fill_n(gradient, dense_size(value, pass.samples), T(0));
+      }
+      forward(Part::fixed, initial_, 0, pass, side == Side::query ? &fixed_support_ : nullptr);
+    }
+  }
+
+  // Brings the valid samples of the task into the network's input; returns their number.
+  int64_t load(Side side, const Samples<T>& from, std::vector<int64_t>& labels, std::vector<T>& targets) {
+    if (from.x == nullptr) return 0;
+    const ValueLayout& layout = plan_.values[0];
+    T* to = fixed(side).values[0];
+    const int64_t outputs = output_layout().shape.channels;
+    int64_t valid = 0;
+    for (int64_t sample = 0; sample < from.count; ++sample) {
+      const int64_t index = task_ * from.count + sample;
+      if (from.mask && !from.mask[index]) continue;
+      load_sample(from.x + index * layout.shape.size(), layout, valid, to);
+      if (from.labels) labels[static_cast<size_t>(valid)] = from.labels[index];
+      if (from.targets) std::copy_n(from.targets + index * outputs, outputs, targets.begin() + valid * outputs);
+      ++valid;
+    }
+    return valid;
+  }
+
+  // One sample from torch's [C, H, W] to channels-last.
+  static void load_sample(const T* from, const ValueLayout& layout, int64_t n, T* to) {
+    const Shape& shape = layout.shape;
+    for (int64_t h = 0; h < shape.height; ++h) {
+      T* row = to + layout.row(n, h);
+      for (int64_t c = 0; c < shape.channels; ++c) {
+        const T* line = from + (c * shape.height + h) * shape.width;
+        for (int64_t w = 0; w < shape.width; ++w) row[w * layout.stride + c] = line[w];
+      }
+    }
+  }
+
+  void write_logits() {
+    if (!request_.logits) return;
+    const int64_t outputs = output_layout().shape.channels, count = request_.query.count;
+    const T* from = this->outputs(query_);
+    for (int64_t sample = 0; sample < count; ++sample) {
+      if (request_.query.mask && !request_.query.mask[task_ * count + sample]) continue;
+      std::copy_n(from, outputs, request_.logits + (task_ * count + sample) * outputs);
+      from += output_layout().stride;
+    }
+  }
+
+  // Results that belong to this task alone.
+  void write_own_results() {
+    for (size_t p = 0; p < request_.adapted.size(); ++p) {
+      const PackedParameter& parameter = plan_.parameters[p];
+      if (!request_.adapted[p]) continue;
+      T* to = request_.adapted[p] + task_ * request_.program->parameter_size(static_cast<int>(p));
+      unpack(theta_of(request_.steps), parameter, T(1), to);
+    }
+    for (const int p : engine_.results) {
+      if (!at(request_.parameters, p).per_task) continue;
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      unpack(v_, parameter, request_.gradient_scale, at(request_.gradients, p) + task_ * parameter.size());
+    }
+  }
+
+  Targets<T> targets(Side side) const {
+    const bool is_support = side == Side::support;
+    return {(is_support ? support_labels_ : query_labels_).data(), (is_support ? support_targets_ : query_targets_).data()};
+  }
+
+  const T* outputs(const PassMemory<T>& pass) const { return pass.values[output_i()]; }
+  T* gradient_of_output(const PassMemory<T>& pass) const { return pass.gradients[output_i()]; }
+
+  // --- through the layers ------------------------------------------------------------------------
+
+  Primal<T> primal(size_t s, int64_t k, const PassMemory<T>& pass, const PassMemory<T>* partner) const {
+    const Step& step = plan_.steps[s];
+    Primal<T> p;
+    p.side = pass.side;
+    p.step = k;
+    p.samples = pass.samples;
+    for (size_t i = 0; i < step.inputs.size(); ++i) p.x[i] = at(pass.values, step.inputs[i]);
+    p.y = at(pass.values, step.output);
+    p.dy = at(pass.gradients, step.output);
+    p.state = pass.states[s];
+    p.partner = partner ? partner->states[s] : nullptr;
+    return p;
+  }
+
+  bool belongs(const Step& step, Part part) const { return step.moves == (part == Part::moving); }
+
+  void forward(Part part, const T* theta, int64_t k, PassMemory<T>& pass, const PassMemory<T>* partner) {
+    for (size_t s = 0; s < plan_.steps.size(); ++s) {
+      if (belongs(plan_.steps[s], part)) layers_[s]->forward(theta, primal(s, k, pass, partner));
+    }
+  }
+
+  // Gradients of a part, from that of its last values, which are in place. whole: of all that is tracked, not only of
+  // what moves; then what arrives at the boundary is added, times boundary_weight, to the fixed part's gradients.
+  void backward(Part part, const T* theta, int64_t k, PassMemory<T>& pass, const PassMemory<T>* partner, bool whole,
+                T boundary_weight, T* gradient) {
+    arrived_.assign(plan_.values.size(), false);
+    if (part == Part::moving) arrived_[output_i()] = true;
+    if (part == Part::fixed) {
+      for (const int value : plan_.boundary) at(arrived_, value) = true;
+    }
+    for (size_t s = plan_.steps.size(); s-- > 0;) {
+      const Step& step = plan_.steps[s];
+      if (!belongs(step, part) || !at(arrived_, step.output)) continue;
+      Primal<T> p = primal(s, k, pass, partner);
+      for (size_t i = 0; i < step.inputs.size(); ++i) {
+        const int input = step.inputs[i];
+        const bool wanted = whole ? at(plan_.has_tracked, input) : at(plan_.moves, input);
+        if (wanted) p.dx[i] = destination(step, i, part, pass);
+      }
+      layers_[s]->backward(theta, p, (whole ? step.tracked : step.adapted) ? gradient : nullptr);
+      for (size_t i = 0; i < step.inputs.size(); ++i) collect(step, i, part, p.dx[i], boundary_weight, pass);
+    }
+  }
+
+  // Where a step's gradient for its input goes: to its place, if nothing has arrived there yet; else beside it.
+  T* destination(const Step& step, size_t i, Part part, PassMemory<T>& pass) {
+    const int input = step.inputs[i];
+    const bool crosses = part == Part::moving && !at(plan_.moves, input);
+    const bool twice = i == 1 && step.inputs[0] == input;
+    return crosses || twice || at(arrived_, input) ? scratch_[i] : at(pass.gradients, input);
+  }
+
+  void collect(const Step& step, size_t i, Part part, const T* arriving, T boundary_weight, PassMemory<T>& pass) {
+    if (!arriving) return;
+    const int input = step.inputs[i];
+    const int64_t size = dense_size(input, pass.samples);
+    if (part == Part::moving && !at(plan_.moves, input)) {
+      add_scaled(arriving, size, boundary_weight, at(fixed(pass.side).gradients, input));
+    } else if (arriving == scratch_[i]) {
+      add_scaled(arriving, size, T(1), at(pass.gradients, input));
+    }
+    at(arrived_, input) = true;
+  }
+
+  Tangent<T> tangent(size_t s) const {
+    const Step& step = plan_.steps[s];
+    Tangent<T> t;
+    for (size_t i = 0; i < step.inputs.size(); ++i) t.x[i] = at(tangent_.values, step.inputs[i]);
+    t.y = at(tangent_.values, step.output);
+    t.dy = at(tangent_.gradients, step.output);
+    t.state = tangent_.states[s];
+    return t;
+  }
+
+  void forward_tangent(const T* theta, int64_t k, const PassMemory<T>& pass) {
+    for (size_t s = 0; s < plan_.steps.size(); ++s) {
+      const Step& step = plan_.steps[s];
+      if (!step.moves) continue;
+      layers_[s]->forward_tangent(theta, step.adapted ? direction_ : nullptr, primal(s, k, pass, nullptr), tangent(s));
+    }
+  }
+
+  void backward_tangent(const T* theta, int64_t k, PassMemory<T>& pass, T* product) {
+    arrived_.assign(plan_.values.size(), false);
+    arrived_[output_i()] = true;
+    for (size_t s = plan_.steps.size(); s-- > 0;) {
+      const Step& step = plan_.steps[s];
+      if (!step.moves || !at(arrived_, step.output)) continue;
+      Tangent<T> t = tangent(s);
+      for (size_t i = 0; i < step.inputs.size(); ++i) {
+        if (at(plan_.has_tracked, step.inputs[i])) t.dx[i] = destination(step, i, Part::moving, tangent_);
+      }
+      layers_[s]->backward_tangent(theta, step.adapted ? direction_ : nullptr, primal(s, k, pass, nullptr), t,
+                                   step.tracked ? product : nullptr);
+      tangent_.samples = pass.samples;
+      for (size_t i = 0; i < step.inputs.size(); ++i) collect(step, i, Part::moving, t.dx[i], T(1), tangent_);
+    }
+  }
+
+  BlocksEngine<T>& engine_;
+  const Request<T>& request_;
+  const Plan& plan_;
+  std::vector<std::unique_ptr<Layer<T>>> layers_;  // by step
+  const int output_;
+  const TaskLoss<T> loss_;
+  const bool backward_;      // gradients are wanted
+  const bool keeps_passes_;  // … of second order: the support passes are kept for the way back
+
+  Memory<T> memory_;
+  PassMemory<T> fixed_support_, fixed_query_, query_, statistics_, tangent_;
+  std::vector<PassMemory<T>> supports_;  // by k
+  T* own_initial_ = nullptr;             // θ₀ where a parameter is per task
+  const T* initial_ = nullptr;
+  std::vector<T*> thetas_;     // θ₁ … θ_K, or the latest
+  std::vector<T*> gradients_;  // g_k: see gradient_of_step
+  T* v_ = nullptr;
+  T* direction_ = nullptr;  // −α ⊙ v; 0 outside the adapted parameters
+  std::vector<T*> rate_gradients_;
+  T* scratch_[2] = {};
+  std::vector<bool> arrived_;  // by value: its gradient has its first contribution
+  std::vector<int64_t> support_labels_, query_labels_;
+  std::vector<T> support_targets_, query_targets_;
+  int64_t task_ = 0;
+  double task_loss_ = 0, support_loss_ = 0;
+};
+
+template <class T>
+std::unique_ptr<Worker> BlocksEngine<T>::make_worker() {
+  return std::make_unique<BlocksWorker<T>>(*this);
+}
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<Engine<T>> make_blocks_engine(const Request<T>& request) {
+  return std::make_unique<BlocksEngine<T>>(request);
+}
+
+template std::unique_ptr<Engine<float>> make_blocks_engine(const Request<float>&);
+template std::unique_ptr<Engine<double>> make_blocks_engine(const Request<double>&);
+
+}  // namespace innerloop::INNERLOOP_ISA
