@@ -133,7 +133,8 @@ class BlocksWorker final : public Worker {
     std::fill(gradient, gradient + plan_.packed_size, T(0));
     if (!plan_.moves[static_cast<size_t>(output_)]) {
       if (whole && is_boundary(output_)) {
-        add_scaled(dy, dense_size(output_, pass.samples), request_.support_weight, fixed(Side::support).gradients[output_i()]);
+        add_scaled(dy, dense_size(output_, pass.samples), request_.support_weight,
+                   fixed(Side::support).gradients[output_i()]);
       }
       return;
     }
@@ -214,7 +215,8 @@ class BlocksWorker final : public Worker {
       const RateAt<T> rate = at(engine_.rates, p).at(k);
       const T* v = v_ + parameter.offset;
       T* to = direction_ + parameter.offset;
-      for (int64_t i = 0; i < parameter.packed_size(); ++i) to[i] = -(rate.elements ? rate.elements[i] : rate.number) * v[i];
+      for (int64_t i = 0; i < parameter.packed_size(); ++i)
+        to[i] = -(rate.elements ? rate.elements[i] : rate.number) * v[i];
     }
     PassMemory<T>& pass = support_pass_of(k);
     forward_tangent(theta_of(k), k, pass);
@@ -432,7 +434,8 @@ class BlocksWorker final : public Worker {
 
   Targets<T> targets(Side side) const {
     const bool is_support = side == Side::support;
-    return {(is_support ? support_labels_ : query_labels_).data(), (is_support ? support_targets_ : query_targets_).data()};
+    return {(is_support ? support_labels_ : query_labels_).data(),
+            (is_support ? support_targets_ : query_targets_).data()};
   }
 
   const T* outputs(const PassMemory<T>& pass) const { return pass.values[output_i()]; }

@@ -14,8 +14,8 @@ namespace innerloop::INNERLOOP_ISA {
 
 enum class Side : uint8_t { support = 0, query = 1 };
 
-// One layer's memory in one pass of N samples. x and y have their values' layouts; dx and dy are their gradients, dense.
-// Null: not wanted, or not there.
+// One layer's memory in one pass of N samples. x and y have their values' layouts; dx and dy are their gradients,
+// dense. Null: not wanted, or not there.
 template <class T>
 struct Primal {
   Side side = Side::support;
@@ -24,9 +24,9 @@ struct Primal {
   const T* x[2] = {};  // a second one for two inputs alone
   T* y = nullptr;      // written inside its halo alone
   const T* dy = nullptr;
-  T* dx[2] = {};              // overwritten, not added to
-  T* state = nullptr;         // Layer::state_size(N) elements: whatever forward and backward leave for those after them
-  T* partner = nullptr;       // bn = support, in a query pass: the state of the support pass at the same parameters
+  T* dx[2] = {};         // overwritten, not added to
+  T* state = nullptr;    // Layer::state_size(N) elements: whatever forward and backward leave for those after them
+  T* partner = nullptr;  // bn = support, in a query pass: the state of the support pass at the same parameters
 };
 
 // The derivatives of all that along a direction of the parameters.

@@ -18,9 +18,7 @@ struct LayerContext {
 
   const ValueLayout& value(int index) const { return values[static_cast<size_t>(index)]; }
   // Offset of a parameter in packed arrays; -1: the layer has none.
-  int64_t offset(int parameter) const {
-    return parameter < 0 ? -1 : parameters[static_cast<size_t>(parameter)].offset;
-  }
+  int64_t offset(int parameter) const { return parameter < 0 ? -1 : parameters[static_cast<size_t>(parameter)].offset; }
 };
 
 template <class T>

@@ -87,8 +87,8 @@ void analyse(Plan& plan, const Request<T>& request) {
     const bool has_statistics = std::ranges::any_of(step.nodes, [&](int node) {
       return request.program->nodes[static_cast<size_t>(node)].kind == Kind::batch_norm;
     });
-    plan.moving_statistics = plan.moving_statistics ||
-                             (moves && has_statistics && request.batch_norm == BatchNormMode::support);
+    plan.moving_statistics =
+        plan.moving_statistics || (moves && has_statistics && request.batch_norm == BatchNormMode::support);
     plan.moves[static_cast<size_t>(step.output)] = moves;
     plan.has_tracked[static_cast<size_t>(step.output)] = has_tracked;
   }

@@ -64,12 +64,12 @@ struct Request {
   Paths paths;
 
   // Results. Null pointers: not wanted.
-  T* task_losses = nullptr;           // [T]
-  T* logits = nullptr;                // [T, Q, out]
-  std::vector<T*> gradients;          // by parameter, shared [size] (the sum over tasks is added) or [T, size]
-  std::vector<T*> rate_gradients;     // by parameter, in the rate's shape (added)
-  std::vector<T*> adapted;            // by parameter, θ_K as [T, size]
-  T gradient_scale = 0;               // 1 / T: gradients are those of the mean over tasks
+  T* task_losses = nullptr;        // [T]
+  T* logits = nullptr;             // [T, Q, out]
+  std::vector<T*> gradients;       // by parameter, shared [size] (the sum over tasks is added) or [T, size]
+  std::vector<T*> rate_gradients;  // by parameter, in the rate's shape (added)
+  std::vector<T*> adapted;         // by parameter, θ_K as [T, size]
+  T gradient_scale = 0;            // 1 / T: gradients are those of the mean over tasks
 
   bool wants_gradients() const { return !gradients.empty() || !rate_gradients.empty(); }
   bool is_adapted(int parameter) const { return rates[static_cast<size_t>(parameter)].data != nullptr; }

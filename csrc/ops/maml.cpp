@@ -132,8 +132,9 @@ class CheckedCall {
         continue;
       }
       const int64_t size = program_.parameter_size(static_cast<int>(p));
-      STD_TORCH_CHECK((rate.size(0) == 1 || rate.size(0) == request.steps) && (rate.size(1) == 1 || rate.size(1) == size),
-                      "rates must have shape [1 or steps, 1 or the parameter's size]");
+      STD_TORCH_CHECK(
+          (rate.size(0) == 1 || rate.size(0) == request.steps) && (rate.size(1) == 1 || rate.size(1) == size),
+          "rates must have shape [1 or steps, 1 or the parameter's size]");
       request.rates.push_back({data_of<T>(keep(rate)), rate.size(0) > 1, rate.size(1) > 1});
     }
   }
@@ -161,8 +162,8 @@ class CheckedCall {
       to.labels = data_of<int64_t>(keep(side.y));
       for (int64_t i = 0; i < request.tasks * to.count; ++i) {
         STD_TORCH_CHECK((to.mask && !to.mask[i]) || (to.labels[i] >= 0 && to.labels[i] < outputs()), name,
-                        "_y holds the label ", to.labels[i], ", expected 0 … ", outputs() - 1,
-                        ": the model has ", outputs(), " outputs");
+                        "_y holds the label ", to.labels[i], ", expected 0 … ", outputs() - 1, ": the model has ",
+                        outputs(), " outputs");
       }
     }
   }

@@ -26,16 +26,19 @@ int64_t checked_product(const std::vector<int64_t>& sizes, const std::string& wh
   return product;
 }
 
-std::string text(const Shape& shape) {
-  if (!shape.is_image) return "[" + std::to_string(shape.channels) + "]";
-  return "[" + std::to_string(shape.channels) + ", " + std::to_string(shape.height) + ", " +
-         std::to_string(shape.width) + "]";
+std::string text(const std::vector<int64_t>& sizes) {
+  std::string joined = "[";
+  for (const int64_t size : sizes) {
+    if (joined.size() > 1) joined += ", ";
+    joined += std::to_string(size);
+  }
+  joined += "]";
+  return joined;
 }
 
-std::string text(const std::vector<int64_t>& sizes) {
-  std::string joined;
-  for (const int64_t size : sizes) joined += (joined.empty() ? "" : ", ") + std::to_string(size);
-  return "[" + joined + "]";
+std::string text(const Shape& shape) {
+  if (!shape.is_image) return text(std::vector{shape.channels});
+  return text(std::vector{shape.channels, shape.height, shape.width});
 }
 
 // Reads the integers one after another.
@@ -307,9 +310,7 @@ class Decoder {
     if (!in.is_image) refuse(where_ + " reads " + text(in) + ", expected an image [channels, height, width]");
   }
 
-  void check_vector(int parameter, int64_t size, const char* what) const {
-    check_parameter(parameter, {size}, what);
-  }
+  void check_vector(int parameter, int64_t size, const char* what) const { check_parameter(parameter, {size}, what); }
 
   void check_sample_shaped(int parameter, const Shape& in, const char* what) const {
     if (in.is_image) {
@@ -350,8 +351,9 @@ Shape input_shape(std::span<const int64_t> sizes) {
 }  // namespace
 
 const char* kind_name(Kind kind) {
-  constexpr std::array names{"linear",  "conv2d", "batch_norm", "layer_norm", "group_norm", "relu",    "leaky_relu", "gelu",
-                             "tanh",    "sigmoid", "max_pool",  "avg_pool",   "global_avg_pool", "flatten", "add"};
+  constexpr std::array names{"linear",          "conv2d",  "batch_norm", "layer_norm", "group_norm", "relu",
+                             "leaky_relu",      "gelu",    "tanh",       "sigmoid",    "max_pool",   "avg_pool",
+                             "global_avg_pool", "flatten", "add"};
   return names[static_cast<size_t>(kind)];
 }
 

@@ -44,22 +44,22 @@ struct Window {  // of a convolution or a pooling
 
 struct Node {
   Kind kind{};
-  std::vector<int> inputs;  // values
-  int weight = -1, bias = -1;  // parameters
-  Window window;  // conv2d and pools
-  double number = 0;  // eps of a norm, slope of leaky_relu
-  int64_t groups = 1;  // group_norm
-  bool flag = false;  // gelu: the tanh form; avg_pool: padding counts
+  std::vector<int> inputs;                  // values
+  int weight = -1, bias = -1;               // parameters
+  Window window;                            // conv2d and pools
+  double number = 0;                        // eps of a norm, slope of leaky_relu
+  int64_t groups = 1;                       // group_norm
+  bool flag = false;                        // gelu: the tanh form; avg_pool: padding counts
   int running_mean = -1, running_var = -1;  // buffers, batch_norm
-  int output = 0;  // value
+  int output = 0;                           // value
 };
 
 struct Program {
   std::vector<Node> nodes;
-  std::vector<Shape> values;  // value 0 is the network's input
+  std::vector<Shape> values;                     // value 0 is the network's input
   std::vector<std::vector<int64_t>> parameters;  // shapes, of one task's
   std::vector<bool> per_task;                    // by parameter: every task has its own
-  std::vector<int64_t> buffers;  // sizes
+  std::vector<int64_t> buffers;                  // sizes
   int output = 0;
 
   // Nodes that read a value.
