@@ -12,9 +12,10 @@ inline int64_t round_up(int64_t size, int64_t multiple) {
   return (size + multiple - 1) / multiple * multiple;
 }
 
-// A value of N samples: [N][height + 2·halo][width + 2·halo][stride]. The halo is zero. Channels beyond shape.channels
-// hold finite numbers that nobody reads: the weights that meet them are zero. Its gradient is dense: the same without
-// the halo. Every buffer has slack for one vector after its end.
+// A value of N samples: [N][height + 2·halo][width + 2·halo][stride]. The halo is 0, and so are the channels beyond
+// shape.channels, in values, in gradients and in the tangents of both: a layer may compute with whole vectors, and the
+// padding of weights stays 0 under descent. A value's gradient is dense: the same without the halo. Every buffer has
+// slack for one vector after its end.
 struct ValueLayout {
   Shape shape;
   int64_t stride = 0;  // of a pixel: channels, padded to whole vectors (the network's input may be unpadded)
