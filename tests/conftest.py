@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The tests' tensors are small, and threads that wait for each other cost more than they bring, above all on a machine
+# that does something else too. A test about threads asks for them itself. Before torch, which reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
