@@ -45,8 +45,14 @@ class ClassDataset(Dataset):
         self.class_names = list(class_names)
         self._starts = starts
         self._splits = dict(splits or {})
-        self._classes = np.arange(len(class_names), dtype=np.int64)
+        self._draw_from(np.arange(len(class_names), dtype=np.int64))
         self.input_shape = self._input_shape()
+
+    def _draw_from(self, classes: npt.NDArray[np.int64]) -> None:
+        sizes = self._starts[classes + 1] - self._starts[classes]
+        self._classes = classes
+        # Found once, not for every task. Where there is no class, the sampler says so.
+        self._smallest = int(classes[sizes.argmin()]) if len(classes) else None
 
     def _input_shape(self) -> tuple[int, ...]:
         shape = self.examples.shape[1:]
@@ -82,7 +88,7 @@ class ClassDataset(Dataset):
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self.class_names):
             raise ValueError(f"classes is {classes}, expected indices in 0 … {len(self.class_names) - 1}")
         part = copy.copy(self)
-        part._classes = chosen
+        part._draw_from(chosen)
         part._splits = {}
         return part
 
@@ -110,13 +116,11 @@ class ClassDataset(Dataset):
         """
         if seed < 0 or first_task < 0:
             raise ValueError(f"seed is {seed} and first_task {first_task}, expected at least 0")
-        sizes = self._starts[self._classes + 1] - self._starts[self._classes]
-        small = np.flatnonzero(sizes < shots + queries)
-        if len(small):
-            name = self.class_names[self._classes[small[0]]]
-            others = f" (and {len(small) - 1} more classes too few)" if len(small) > 1 else ""
+        smallest = self._smallest
+        if smallest is not None and (size := self._starts[smallest + 1] - self._starts[smallest]) < shots + queries:
             raise ValueError(
-                f"class {name!r} has {sizes[small[0]]} samples{others}, but shots + queries is {shots + queries}"
+                f"class {self.class_names[smallest]!r}, the smallest, has {size} samples, "
+                f"but shots + queries is {shots + queries}"
             )
         return _native.sample_tasks(
             self._starts, self._classes, ways, shots, queries, seed=seed, first_task=first_task, tasks=tasks
