@@ -27,7 +27,7 @@ def draw_learning_curve(run: Path, target: Path) -> None:
         axes.plot(numbers, losses, color="tab:blue", alpha=0.25, linewidth=0.5)
         window = max(1, len(losses) // 50)
         smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-        axes.plot(numbers[window - 1 :], smooth, color="tab:blue", label="training loss")
+        axes.plot(numbers[window // 2 :][: len(smooth)], smooth, color="tab:blue", label="training loss")
     if validations:
         score = axes.twinx()
         is_accuracy = validations[0]["metric"] == "accuracy"

@@ -27,7 +27,8 @@ class Evaluation:
     Attributes:
         metric: "accuracy", or "mse" for regression. mean: over episodes. ci95: half-width of the 95% confidence
             interval of the mean, 1.96 standard errors. episodes: number of tasks.
-        ways, shots, queries: of a task (samples of a class, or of a task in regression). seed: of the task list.
+        ways, shots, queries: of a task: samples of a class, or in regression of a task, which has no ways then.
+        seed: of the task list.
         inner_steps: gradient steps of the adaptation; None for methods without. bn: what BatchNorm normalised with.
     """
 
@@ -106,7 +107,7 @@ def evaluate(
         mean=float(values.mean()),
         ci95=1.96 * float(values.std()) / math.sqrt(len(values)),
         episodes=len(values),
-        ways=ways if drawn else None,
+        ways=ways if drawn and is_classification else None,
         shots=shots if drawn else None,
         queries=queries if drawn else None,
         seed=seed if drawn else None,

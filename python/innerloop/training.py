@@ -7,20 +7,23 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from innerloop.atomic import write_atomically
-from innerloop.checkpoint import load_checkpoint, save_checkpoint
+from innerloop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from innerloop.contract import Algorithm, Dataset, Result
 from innerloop.evaluation import evaluate
 from innerloop.tasks import TaskBatch
+
+if TYPE_CHECKING:
+    from innerloop.tensorboard import Events
 
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
@@ -43,6 +46,7 @@ class TrainingSettings:
         seed: of the stream of training tasks.
         validate_every: steps between validations, and between checkpoints.
         validation_episodes: tasks of a validation.
+        threads: CPU threads that torch shares an operation between; 0: its own choice.
     """
 
     steps: int = 1000
@@ -56,6 +60,7 @@ class TrainingSettings:
     seed: int = 0
     validate_every: int = 200
     validation_episodes: int = 200
+    threads: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "meta_batch_size", "ways", "shots", "queries", "validate_every", "validation_episodes"):
@@ -63,8 +68,9 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}, expected 'constant' or 'cosine'")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, expected at least 0")
+        for name in ("seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if not self.lr > 0 or not self.clip >= 0:
             raise ValueError(f"lr is {self.lr} and clip {self.clip}, expected a positive number, and one of at least 0")
 
@@ -106,6 +112,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     run: str | Path | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> History:
     """Meta-train an algorithm in place.
@@ -119,13 +126,16 @@ def fit(
         validation_ways: classes of a validation task.
         optimizer: over the algorithm's parameters; None: Adam with settings.lr.
         run: folder for checkpoints and metrics; None: nothing is written.
-        resume: continue from the run's latest checkpoint, bit for bit where tasks is a Dataset.
+        resume: continue from the run's latest checkpoint, bit for bit where tasks is a Dataset; without one, begin.
+        tensorboard: write the metrics as TensorBoard events into the run folder, too.
         progress: called after each step with the number of steps done and its result.
 
     Returns: the history. Ctrl-C ends training after the step in flight, with a checkpoint, and sets ``interrupted``.
 
     Raises:
         FileExistsError: run holds a training run already, and resume is False.
+        CheckpointError: the checkpoint to resume from is damaged, of another model, or of other settings.
+        ImportError: tensorboard is not installed.
         NonFiniteLossError: a task's loss is NaN or infinite.
     """
     if settings is None:
@@ -138,15 +148,19 @@ def fit(
         group.setdefault("initial_lr", group["lr"])
     trainer = _Trainer(algorithm, settings, optimizer, validation, validation_ways, None if run is None else Path(run))
     first = trainer.start(resume)
-    with _interrupt_after_step() as interrupted:
+    if tensorboard:
+        trainer.open_events(first)
+    with cpu_threads(settings.threads), closing(trainer), _interrupt_after_step() as interrupted:
         for step, batch in zip(range(first, settings.steps), _batches(tasks, settings, first), strict=False):
             result = trainer.step(step, batch)
             done = step + 1
             if progress is not None:
                 progress(done, result)
-            if interrupted() or done == settings.steps or done % settings.validate_every == 0:
-                trainer.finish_period(done, validate=not interrupted())
-            if interrupted():
+            stop = interrupted()
+            complete = done == settings.steps or done % settings.validate_every == 0
+            if stop or complete:
+                trainer.finish_period(done, validate=complete)
+            if stop:
                 trainer.history.interrupted = True
                 break
     return trainer.history
@@ -173,6 +187,17 @@ def _batches(tasks: Dataset | Iterable[TaskBatch], settings: TrainingSettings, f
             number += 1
         if number == before:
             raise ValueError("tasks is an iterable without a batch, or one that cannot be gone through twice")
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Inside, torch shares an operation between this many CPU threads; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -215,6 +240,19 @@ class _Trainer:
         self.run = run
         self.history = History()
         self._unwritten: list[dict[str, Any]] = []
+        self._events: Events | None = None
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+    def open_events(self, first: int) -> None:
+        """Write metrics as TensorBoard events from here on; those of steps beyond the first are forgotten."""
+        if self.run is None:
+            raise ValueError("tensorboard needs the run folder: run is None")
+        from innerloop.tensorboard import Events
+
+        self._events = Events(self.run, first)
 
     def start(self, resume: bool) -> int:
         """Prepare the run folder; returns the number of steps already done."""
@@ -223,13 +261,21 @@ class _Trainer:
                 raise ValueError("resume needs the run folder: run is None")
             return 0
         latest = self.run / LATEST
-        if not resume:
-            if latest.exists():
-                raise FileExistsError(f"run {self.run} holds a training run: resume it, or choose another folder")
-            save_checkpoint(latest, self.algorithm, {"step": 0, "validations": []}, self.optimizer)
+        if latest.exists() and not resume:
+            raise FileExistsError(f"run {self.run} holds a training run: resume it, or choose another folder")
+        for unfinished in self.run.glob(".*.tmp"):  # a file that a killed process was writing
+            unfinished.unlink()
+        if not latest.exists():
+            self._save(0)
             write_atomically(self.run / METRICS, b"")
             return 0
         state = load_checkpoint(latest, self.algorithm, self.optimizer)
+        for name, value in asdict(self.settings).items():
+            if state["settings"].get(name) != value:
+                raise CheckpointError(
+                    f"checkpoint {latest} was trained with {name}={state['settings'].get(name)!r}, not {value!r}: "
+                    "a run is resumed with its own settings"
+                )
         self.history.validations = state["validations"]
         self._forget_metrics_after(state["step"])
         step: int = state["step"]
@@ -280,9 +326,15 @@ class _Trainer:
             # Metrics first: what they say beyond the checkpoint is dropped when a run resumes.
             with (self.run / METRICS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in self._unwritten)
+            if self._events is not None:
+                self._events.write(self._unwritten)
             self._unwritten = []
-            state = {"step": done, "validations": self.history.validations, "settings": asdict(self.settings)}
-            save_checkpoint(self.run / LATEST, self.algorithm, state, self.optimizer)
+            self._save(done)
+
+    def _save(self, done: int) -> None:
+        assert self.run is not None
+        state = {"step": done, "validations": self.history.validations, "settings": asdict(self.settings)}
+        save_checkpoint(self.run / LATEST, self.algorithm, state, self.optimizer)
 
     def _forget_metrics_after(self, step: int) -> None:
         assert self.run is not None

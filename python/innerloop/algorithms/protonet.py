@@ -21,7 +21,7 @@ class ProtoNet(EmbeddingAlgorithm):
         temperature: logits are divided by it; a cosine needs one well below 1.
     """
 
-    training_defaults: ClassVar = {"steps": 1000, "meta_batch_size": 1, "ways": 20, "queries": 5, "clip": 0.0}
+    training_defaults: ClassVar = {"steps": 600, "meta_batch_size": 1, "ways": 20, "queries": 5, "clip": 0.0}
 
     def __init__(
         self, model: nn.Module, metric: Literal["sqeuclidean", "cosine"] = "sqeuclidean", temperature: float = 1.0

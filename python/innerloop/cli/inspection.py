@@ -77,10 +77,9 @@ def info(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(name, escape(value))
-    Console(highlight=False).print(table, soft_wrap=True)
+    width = max(map(len, facts))
+    for name, value in facts.items():  # no table: a path must stay whole, to be copied
+        typer.echo(f"{name:{width}}  {value}")
 
 
 def _cuda_state() -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from innerloop.evaluation import evaluate
 from innerloop.runs import load_run
+from innerloop.training import cpu_threads
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)]
 
@@ -32,17 +33,20 @@ def evaluate_run(
 ) -> None:
     """Evaluate a run's best checkpoint on a fixed list of tasks: mean ± 95% confidence interval."""
     config, dataset, algorithm = load_run(run)
-    record = evaluate(
-        algorithm,
-        dataset.split(split),
-        ways=ways or config.evaluation_ways,
-        shots=shots or config.training.shots,
-        queries=queries,
-        episodes=episodes,
-        inner_steps=inner_steps,
-        seed=seed,
-    )
+    with cpu_threads(config.training.threads):
+        record = evaluate(
+            algorithm,
+            dataset.split(split),
+            ways=config.evaluation_ways if ways is None else ways,
+            shots=config.training.shots if shots is None else shots,
+            queries=queries,
+            episodes=episodes,
+            inner_steps=inner_steps,
+            seed=seed,
+        )
     if as_json:
         typer.echo(json.dumps({"run": str(run), "split": split, **record.as_dict()}))
     else:
-        Console(highlight=False).print(f"{config.algorithm.name} on {config.data.name} ({split}): {record}")
+        Console(highlight=False, markup=False, soft_wrap=True).print(
+            f"{config.algorithm.name} on {config.data.name} ({split}): {record}"
+        )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -24,7 +24,7 @@ from innerloop.evaluation import evaluate
 from innerloop.options import Option, OptionError, options_of, parse_numbers, parse_pairs
 from innerloop.registry import algorithms, datasets
 from innerloop.runs import Choice, RunConfig, default_model
-from innerloop.training import BEST, TrainingSettings, fit
+from innerloop.training import BEST, TrainingSettings, cpu_threads, fit
 
 Command = Callable[..., None]
 
@@ -62,7 +62,8 @@ def _command(name: str, cls: type) -> Command:
     settings = options_of(TrainingSettings)
     own = options_of(cls)
     taken = {option.name for option in settings} | {
-        "data", "data_option", "model", "model_option", "run", "resume", "evaluation_ways", "episodes", "threads",
+        "context", "data", "data_option", "model", "model_option", "run", "resume", "tensorboard", "evaluation_ways",
+        "episodes",
     }  # fmt: skip
     # An algorithm's option with the name of a training option is offered as --algorithm-NAME.
     spelled = {f"algorithm_{option.name}" if option.name in taken else option.name: option for option in own}
@@ -72,11 +73,15 @@ def _command(name: str, cls: type) -> Command:
         raise OptionError(f"{cls.__name__}.training_defaults has {sorted(unknown)[0]!r}, which is no training setting")
 
     def run_command(**given: Any) -> None:
+        if given["resume"]:
+            _refuse_new_choices(given["context"])
         options = {option.name: given[key] for key, option in spelled.items()}
-        chosen = TrainingSettings(**{field.name: given[field.name] for field in fields(TrainingSettings)})
+        with _as_usage():
+            chosen = TrainingSettings(**{field.name: given[field.name] for field in fields(TrainingSettings)})
         _train(name, cls, options, chosen, given)
 
     parameters = [
+        _parameter("context", typer.Context, inspect.Parameter.empty),
         _parameter("data", Annotated[str, typer.Option(help="The data set: see `innerloop datasets`.")], "glyphs"),
         _parameter(
             "data_option",
@@ -92,14 +97,18 @@ def _command(name: str, cls: type) -> Command:
         ),
         _parameter("model_option", Annotated[list[str], typer.Option(help="KEY=VALUE for the model; repeatable.")], []),
         _parameter("run", Annotated[Path | None, typer.Option(help="Run folder; named by the time.")], None),
-        _parameter("resume", Annotated[bool, typer.Option(help="Go on with the run in --run.")], False),
+        _parameter("resume", Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")], False),
+        _parameter(
+            "tensorboard",
+            Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events into the run folder, too.")],
+            False,
+        ),
         _parameter(
             "evaluation_ways",
             Annotated[int | None, typer.Option(help="Classes of a validation or test task; 5, or a head's number.")],
             None,
         ),
         _parameter("episodes", Annotated[int, typer.Option(help="Test tasks at the end.")], 600),
-        _parameter("threads", Annotated[int | None, typer.Option(help="CPU threads; torch's choice.")], None),
     ]
     parameters += [_from_option(option.name, option, "Training", defaults) for option in settings]
     parameters += [_from_option(key, option, f"Options of {name}", {}) for key, option in spelled.items()]
@@ -123,10 +132,29 @@ def _from_option(key: str, option: Option, panel: str, defaults: Any) -> inspect
     return _parameter(key, Annotated[kind, typer.Option(**described)], default)
 
 
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """What a constructor says of a value that was given is an error of usage."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise OptionError(str(error)) from error
+
+
+def _refuse_new_choices(context: typer.Context) -> None:
+    """A resumed run has its options from its folder; one on the command line would silently mean nothing."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if (
+            source is not None
+            and source.name == "COMMANDLINE"
+            and parameter.name not in ("run", "resume", "tensorboard")
+        ):
+            raise OptionError(f"{parameter.opts[0]} cannot be given with --resume: a run goes on with its own options")
+
+
 def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSettings, given: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     run: Path | None = given["run"]
     if given["resume"]:
         if run is None:
@@ -142,7 +170,8 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
         run = run or Path("runs") / time.strftime(f"{name}-{config.data.name}-%Y%m%d-%H%M%S")
         if run.exists() and any(run.iterdir()):
             raise FileExistsError(f"{run} is not empty: choose another --run, or go on with it by --resume")
-    algorithm = config.build(dataset)
+    with _as_usage():
+        algorithm = config.build(dataset)
     if not given["resume"]:
         config.save(run, algorithm)
     console.print(f"{name} on {config.data.name} ({config.model.name}), run folder {run}")
@@ -155,6 +184,7 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
             validation_ways=config.evaluation_ways,
             run=run,
             resume=given["resume"],
+            tensorboard=given["tensorboard"],
             progress=progress,
         )
     _draw_learning_curve(run, console)
@@ -195,14 +225,15 @@ def _test(run: Path, config: RunConfig, algorithm: Any, dataset: Dataset, consol
     """Evaluate the best checkpoint on the test split, print and record it."""
     if (run / BEST).exists():
         load_checkpoint(run / BEST, algorithm)
-    record = evaluate(
-        algorithm,
-        dataset.split("test"),
-        ways=config.evaluation_ways,
-        shots=config.training.shots,
-        episodes=config.episodes,
-        seed=config.training.seed,
-    )
+    with cpu_threads(config.training.threads):
+        record = evaluate(
+            algorithm,
+            dataset.split("test"),
+            ways=config.evaluation_ways,
+            shots=config.training.shots,
+            episodes=config.episodes,
+            seed=config.training.seed,
+        )
     write_atomically(run / "test.json", (json.dumps(record.as_dict(), indent=2) + "\n").encode())
     console.print(f"Test {record}", style="bold")
 
