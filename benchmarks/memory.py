@@ -1,0 +1,29 @@
+"""Memory of this process and of the machine, as Linux counts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def _kilobytes(file: str, field: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise LookupError(f"{file} has no {field}")
+
+
+def available_gigabytes() -> float:
+    return _kilobytes("/proc/meminfo", "MemAvailable") / 2**20
+
+
+def resident_megabytes() -> float:
+    return _kilobytes("/proc/self/status", "VmRSS") / 2**10
+
+
+def peak_megabytes() -> float:
+    """The largest this process has been since it started or forgot."""
+    return _kilobytes("/proc/self/status", "VmHWM") / 2**10
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,68 @@
+"""The libraries and forms of code that compute the same meta-gradient, each behind the same two functions.
+
+A rival is a module with
+
+    make(workload, dtype, **options) -> step     step() computes (meta-loss, one gradient per parameter, in the order
+                                                 of make_model(workload).parameters()); arrays of any kind
+    cannot(workload, **options) -> str | None    why it does not run a workload; left out where it runs all
+
+Everything that a user would do once (building the model, making tensors) happens in make; a step is what happens in
+every iteration of training, without the outer optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from workloads import Workload
+
+Step = Callable[[], tuple[Any, Sequence[Any]]]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Where a rival is found.
+
+    Attributes:
+        title: in the tables. module: in this folder. distribution: whose version the results record.
+        peer: its folder under .cache/peers, made by peers.sh; None where the project's environment has it.
+    """
+
+    title: str
+    module: str
+    distribution: str = "torch"
+    peer: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def cannot(self, workload: Workload) -> str | None:
+        reason = getattr(import_module(f"rivals.{self.module}"), "cannot", None)
+        return reason(workload, **self.options) if reason else None
+
+    def make(self, workload: Workload, dtype: str) -> Step:
+        return import_module(f"rivals.{self.module}").make(workload, dtype, **self.options)
+
+
+#: What everything is measured against.
+OURS = "innerloop"
+
+RIVALS = {
+    OURS: Rival("innerloop, whole step", "innerloop_step", "innerloop", options={"engine": "native"}),
+    "innerloop-op": Rival("innerloop, the op alone", "innerloop_op", "innerloop"),
+    "innerloop-torch": Rival("innerloop, torch engine", "innerloop_step", "innerloop", options={"engine": "torch"}),
+    "loop": Rival("torch loop", "torch_loop"),
+    "vmap": Rival("torch.func vmap", "torch_vmap"),
+    "vmap-exact": Rival("torch.func vmap, BatchNorm written out", "torch_vmap", options={"exact_batch_norm": True}),
+    "compile": Rival("torch.compile over vmap", "torch_vmap", options={"exact_batch_norm": True, "compiled": True}),
+    "learn2learn": Rival("learn2learn", "learn2learn_maml", "learn2learn", "learn2learn"),
+    "higher": Rival("higher", "higher_maml", "higher", "higher"),
+    "torchopt": Rival("TorchOpt", "torchopt_maml", "torchopt", "torchopt"),
+    "torchmeta": Rival("torchmeta", "torchmeta_maml", "torchmeta", "torchmeta"),
+    "parallel-metalearn": Rival(
+        "parallel-metalearn", "parallel_metalearn_maml", "parallel-metalearn", "parallel-metalearn"
+    ),
+    "jax-vmap": Rival("JAX jit, vmap over tasks", "jax_maml", "jax", "jax", {"over_tasks": "vmap"}),
+    "jax-map": Rival("JAX jit, lax.map over tasks", "jax_maml", "jax", "jax", {"over_tasks": "map"}),
+}

@@ -1,0 +1,35 @@
+"""innerloop.maml_loss and .backward(), with a ready TaskBatch: what a user's iteration costs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from innerloop import TaskBatch, maml_loss
+from rivals import Step
+from rivals.torch_parts import batch
+from workloads import Workload, make_model
+
+
+def make(workload: Workload, dtype: str, engine: Literal["native", "torch"]) -> Step:
+    model = make_model(workload, dtype)
+    parameters = list(model.parameters())
+    head = list(dict(model.named_parameters()))[-2:]
+    tasks = TaskBatch(*batch(workload, dtype))
+
+    def step():
+        for parameter in parameters:
+            parameter.grad = None
+        loss = maml_loss(
+            model,
+            tasks,
+            inner_lr=workload.inner_lr,
+            inner_steps=workload.steps,
+            adapt=head if workload.adapt == "head" else None,
+            first_order=workload.first_order,
+            loss=workload.loss,
+            engine=engine,
+        )
+        loss.backward()
+        return loss.detach(), [parameter.grad for parameter in parameters]
+
+    return step

@@ -1,0 +1,78 @@
+"""A process that runs one rival on one workload, step by step as maml.py asks.
+
+    python worker.py WORKLOAD RIVAL DTYPE THREADS TASKS
+
+A process of its own gives every rival its own threads, memory and compiler state. Requests come as lines on standard
+input, answers go as lines of JSON to standard output:
+
+    first           the first step: {"wall": seconds, "megabytes": growth of memory}
+    steps N         N more: {"wall": seconds, "cpu": seconds of all threads}
+    save FILE       one step's loss and gradients as .npz: {}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from memory import forget_peak, peak_megabytes, resident_megabytes
+from rivals import RIVALS, Step
+from workloads import WORKLOADS
+
+
+def main() -> None:
+    # Libraries print; the answers keep standard output for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
+
+    workload_name, rival_name, dtype, threads, tasks = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    workload = WORKLOADS[workload_name]
+    workload = replace(workload, tasks=min(workload.tasks, int(tasks)))
+    rival = RIVALS[rival_name]
+    reason = rival.cannot(workload)
+    if reason:
+        answer(cannot=reason)
+        return
+    step = rival.make(workload, dtype)
+    answer(version=version(rival.distribution))
+    requests: dict[str, Callable[..., dict[str, float]]] = {"first": _first, "steps": _steps, "save": _save}
+    for line in sys.stdin:
+        name, *arguments = line.split()
+        answer(**requests[name](step, *arguments))
+
+
+def _first(step: Step) -> dict[str, float]:
+    forget_peak()
+    before, started = resident_megabytes(), time.perf_counter()
+    step()
+    return {"wall": time.perf_counter() - started, "megabytes": peak_megabytes() - before}
+
+
+def _steps(step: Step, count: str) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(int(count)):
+        step()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def _save(step: Step, file: str) -> dict[str, float]:
+    loss, gradients = step()
+    np.savez(file, np.asarray(loss), *map(np.asarray, gradients))
+    return {}
+
+
+if __name__ == "__main__":
+    main()
