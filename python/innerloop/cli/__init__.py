@@ -36,7 +36,7 @@ _FAILURE = (PluginError, CheckpointError, NonFiniteLossError, ValueError, TypeEr
 def main() -> NoReturn:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     try:
-        app()
+        app(prog_name="innerloop")
     except (*_USAGE, *_FAILURE) as error:
         if os.environ.get("INNERLOOP_DEBUG") == "1":
             raise

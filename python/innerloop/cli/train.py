@@ -46,9 +46,7 @@ class TrainGroup(TyperGroup):
 
 
 def add_to(app: typer.Typer) -> None:
-    group = typer.Typer(
-        cls=TrainGroup, no_args_is_help=True, rich_markup_mode=None, help="Meta-train an algorithm: see algorithms."
-    )
+    group = typer.Typer(cls=TrainGroup, no_args_is_help=True, rich_markup_mode=None, help=_nothing.__doc__)
     group.callback()(_nothing)
     app.add_typer(group, name="train")
 
