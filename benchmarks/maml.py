@@ -21,17 +21,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import machine
 from rivals import OURS, RIVALS
-from workloads import WORKLOADS, Workload
+from workloads import WORKLOADS, Workload, make_model
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".cache" / "peers"
@@ -40,6 +41,7 @@ ORACLE = "innerloop-torch"
 EXACT = 1e-9
 #: Tasks of the comparison in float64: enough to see every term, few enough for the slow.
 CHECKED_TASKS = 2
+PARTS = ("check", "race", "threads")
 
 RIVALS_OF_GROUP = {
     "rivals": list(RIVALS),
@@ -48,8 +50,11 @@ RIVALS_OF_GROUP = {
 }
 
 
+Rows = dict[str, dict[str, Any]]
+
+
 class WorkerError(RuntimeError):
-    """A rival that failed; the message is the last line it wrote."""
+    """Why a rival has no result: it says that it cannot, or the last line of its error."""
 
 
 class Worker:
@@ -58,7 +63,7 @@ class Worker:
     def __init__(self, workload: Workload, rival: str, dtype: str, threads: int = 1, tasks: int | None = None) -> None:
         count = str(threads)
         peer = RIVALS[rival].peer
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by close()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), workload.name, rival, dtype, count, str(tasks or workload.tasks)],
             stdin=subprocess.PIPE,
@@ -75,11 +80,14 @@ class Worker:
                 "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # a first call is a first call
             },
         )
+
+    def __enter__(self) -> Worker:
         try:
-            self.greeting = self._read()
+            self.version = self._read()["version"]
         except WorkerError:
-            self.close()
+            self.__exit__()
             raise
+        return self
 
     def ask(self, request: str) -> dict[str, float]:
         assert self._process.stdin is not None
@@ -91,13 +99,16 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:
-            return json.loads(line)
+            answer = json.loads(line)
+            if "cannot" in answer:
+                raise WorkerError(answer["cannot"])
+            return answer
         status = self._process.wait()
         self._errors.seek(0)
         last = [text for text in self._errors.read().splitlines() if text.strip()][-1:]
-        raise WorkerError(last[0].strip() if last else f"ended with status {status}")
+        raise WorkerError(f"fails: {last[0].strip()}" if last else f"ends with status {status}")
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
@@ -106,20 +117,27 @@ class Worker:
 # --- is it the same gradient? -------------------------------------------------------------------
 
 
-def gradient_error(workload: Workload, rival: str, reference: np.ndarray) -> float:
-    """‖g − reference‖ / ‖reference‖ over the meta-loss and the gradients of all parameters, float64."""
-    return float(np.linalg.norm(float64_gradient(workload, rival) - reference) / np.linalg.norm(reference))
-
-
-def float64_gradient(workload: Workload, rival: str) -> np.ndarray:
-    """Loss and gradients in one flat array."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gradient.npz"
-        worker = Worker(workload, rival, "float64", tasks=CHECKED_TASKS)
+def check(workload: Workload, rivals: Iterable[str], say: Callable[[str], None]) -> Rows:
+    """For every rival, by its name, ‖g − reference‖ / ‖reference‖ over the meta-loss and the gradients of all
+    parameters, float64, and whether that makes it exact."""
+    rows: Rows = {}
+    reference = _float64_gradient(workload, ORACLE)
+    for rival in rivals:
         try:
-            worker.ask(f"save {file}")
-        finally:
-            worker.close()
+            gradient = _float64_gradient(workload, rival)
+            error = float(np.linalg.norm(gradient - reference) / np.linalg.norm(reference))
+            rows[rival] = {"error": error, "exact": error <= EXACT}
+        except WorkerError as failure:
+            rows[rival] = {"failed": str(failure)}
+        say(f"{workload.name}: {rival} {rows[rival]}")
+    return rows
+
+
+def _float64_gradient(workload: Workload, rival: str) -> np.ndarray:
+    """Loss and gradients in one flat array."""
+    with tempfile.TemporaryDirectory() as folder, Worker(workload, rival, "float64", tasks=CHECKED_TASKS) as worker:
+        file = Path(folder) / "gradient.npz"
+        worker.ask(f"save {file}")
         with np.load(file) as saved:
             return np.concatenate([saved[name].ravel() for name in saved.files])
 
@@ -129,14 +147,15 @@ def float64_gradient(workload: Workload, rival: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure: seconds for each rival, and the least and most samples."""
+    """How much to measure: seconds for each rival, the least and most samples, and of how many tasks at most."""
 
     seconds: float = 10.0
     least: int = 3
     most: int = 25
+    tasks: int | None = None
 
 
-QUICK = Effort(0.0, 1, 1)
+QUICK = Effort(0.0, 1, 1, CHECKED_TASKS)
 
 
 @dataclass
@@ -149,6 +168,7 @@ class Contestant:
     """
 
     worker: Worker
+    clock: Literal["cpu", "wall"] = "cpu"
     first_seconds: float = math.nan
     megabytes: float = math.nan
     steps: int = 1
@@ -160,12 +180,14 @@ class Contestant:
         first = self.worker.ask("first")
         self.first_seconds, self.megabytes = first["wall"], first["megabytes"]
         self.steps = max(1, math.ceil(0.05 / self.worker.ask("steps 1")["wall"]))
-        self.spent = 0.0
 
-    def sample(self, clock: str) -> float:
+    def wants_more(self, effort: Effort) -> bool:
+        return self.spent < effort.seconds or len(self.samples) < effort.least
+
+    def sample(self) -> float:
         answer = self.worker.ask(f"steps {self.steps}")
         self.spent += answer["wall"]
-        self.samples.append(1e3 * answer[clock] / self.steps)
+        self.samples.append(1e3 * answer[self.clock] / self.steps)
         return self.samples[-1]
 
     def row(self) -> dict[str, Any]:
@@ -182,79 +204,58 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def race(contestants: dict[str, Contestant], seconds: float, least: int, most: int, clock: str = "cpu") -> None:
-    """Rounds in which each gives one sample, until every one has run for so long and given at least so many."""
-    ours = contestants.get(OURS)
-    for _ in range(most):
-        running = [
-            one for one in contestants.values() if one is not ours and (one.spent < seconds or len(one.samples) < least)
-        ]
-        if not running and (ours is None or (ours.spent >= seconds and len(ours.samples) >= least)):
+def race(contestants: Mapping[str, Contestant], base: str, effort: Effort) -> None:
+    """Rounds in which each gives one sample, until all have given enough; the base goes on to the end."""
+    first = contestants.get(base)
+    for _ in range(effort.most):
+        running = [one for one in contestants.values() if one.wants_more(effort)]
+        if not running:
             return
-        base = ours.sample(clock) if ours else None
+        time_of_base = first.sample() if first else None
         for one in running:
-            sample = one.sample(clock)
-            if base is not None:
-                one.ratios.append(sample / base)
+            if one is not first:
+                time = one.sample()
+                if time_of_base is not None:
+                    one.ratios.append(time / time_of_base)
 
 
-def measure(workload: Workload, rivals: Iterable[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
-    """A row for every rival, by its name: its time, or why it has none."""
-    rows: dict[str, dict[str, Any]] = {}
-    reference = float64_gradient(workload, ORACLE)
+def measure(workload: Workload, rivals: Iterable[str], effort: Effort, say: Callable[[str], None]) -> Rows:
+    """For every rival, by its name, its time, or why it has none."""
+    rows: Rows = {}
     contestants: dict[str, Contestant] = {}
-    try:
+    with ExitStack() as workers:
         for rival in rivals:
             try:
-                worker = Worker(workload, rival, "float32")
-                if "cannot" in worker.greeting:
-                    rows[rival] = {"cannot": worker.greeting["cannot"]}
-                    worker.close()
-                    continue
-                contestants[rival] = Contestant(worker)
-                error = gradient_error(workload, rival, reference)
-                rows[rival] = {"version": worker.greeting["version"], "error": error}
-                contestants[rival].start()
+                worker = workers.enter_context(Worker(workload, rival, "float32", tasks=effort.tasks))
+                contestant = Contestant(worker)
+                contestant.start()
+                contestants[rival] = contestant
+                rows[rival] = {"version": worker.version}
             except WorkerError as failure:
                 rows[rival] = {"failed": str(failure)}
-                if rival in contestants:
-                    contestants.pop(rival).worker.close()
-            say(f"{workload.name}: {rival} {rows[rival]}")
-        race(contestants, effort.seconds, effort.least, effort.most)
+            say(f"{workload.name}: {rival} is ready")
+        race(contestants, OURS, effort)
         for rival, contestant in contestants.items():
             rows[rival] |= contestant.row()
-    finally:
-        for contestant in contestants.values():
-            contestant.worker.close()
     return rows
 
 
-def measure_threads(workload: Workload, rivals: Iterable[str], effort: Effort) -> dict[str, Any]:
+def measure_threads(workload: Workload, rivals: Iterable[str], effort: Effort) -> Rows:
     """Wall clock with one thread and with two, in turns; the ratio is two threads' time to one's."""
-    rows = {}
+    rows: Rows = {}
     for rival in rivals:
-        pair: list[Contestant] = []
         try:
-            for threads in (1, 2):
-                pair.append(Contestant(Worker(workload, rival, "float32", threads)))
-                pair[-1].start()
-            for _ in range(effort.most):
-                for one in pair:
-                    one.sample("wall")
-                if pair[0].spent >= effort.seconds and len(pair[0].samples) >= effort.least:
-                    break
-            ratios = [two / one for one, two in zip(pair[0].samples, pair[1].samples, strict=True)]
-            rows[rival] = {
-                "one": spread(pair[0].samples),
-                "two": spread(pair[1].samples),
-                "ratio": spread(ratios),
-                "peak_megabytes": pair[1].megabytes,
-            }
+            with (
+                Worker(workload, rival, "float32", 1, effort.tasks) as one,
+                Worker(workload, rival, "float32", 2, effort.tasks) as two,
+            ):
+                pair = {"one": Contestant(one, clock="wall"), "two": Contestant(two, clock="wall")}
+                for contestant in pair.values():
+                    contestant.start()
+                race(pair, "one", effort)
+            rows[rival] = {"one": spread(pair["one"].samples), **pair["two"].row()}
         except WorkerError as failure:
             rows[rival] = {"failed": str(failure)}
-        finally:
-            for one in pair:
-                one.worker.close()
     return rows
 
 
@@ -263,24 +264,25 @@ def measure_threads(workload: Workload, rivals: Iterable[str], effort: Effort) -
 
 def main() -> None:
     arguments = _parse(sys.argv[1:])
-    workloads = [WORKLOADS[name] for name in arguments.workloads]
     effort = QUICK if arguments.quick else Effort(arguments.seconds)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    results: dict[str, Any] = {"workloads": {}, "threads": {}}
+    results: dict[str, Any] = {"checks": {}, "races": {}, "threads": {}}
     if arguments.output and arguments.output.exists():
         results = json.loads(arguments.output.read_text())
     results["machine"] = machine.describe()
-    for workload in workloads:
+    run = {"date": datetime.now(timezone.utc).date().isoformat(), "command": shlex.join(["maml.py", *sys.argv[1:]])}
+    for workload in (WORKLOADS[name] for name in arguments.workloads):
         rivals = [name for name in RIVALS_OF_GROUP[workload.group] if name in arguments.rivals]
-        run = {"date": datetime.now(timezone.utc).date().isoformat(), "command": shlex.join(["maml.py", *sys.argv[1:]])}
-        if not arguments.only_threads:
+        if "check" in arguments.parts and workload.group != "tasks":
+            results["checks"].setdefault(workload.name, {}).update(check(workload, rivals, say))
+        if "race" in arguments.parts:
             rows = measure(workload, rivals, effort, say)
-            results["workloads"][workload.name] = {**run, "rows": rows}
+            results["races"][workload.name] = {**run, "flops": flops(workload), "rows": rows}
             say(summary(workload, rows))
-        if workload.group == "rivals" and not arguments.no_threads:
+        if "threads" in arguments.parts and workload.group == "rivals":
             rows = measure_threads(workload, [name for name in (OURS, "loop") if name in rivals], effort)
             results["threads"][workload.name] = {**run, "rows": rows}
             say(f"{workload.name}: two threads {rows}")
@@ -289,17 +291,28 @@ def main() -> None:
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def summary(workload: Workload, rows: dict[str, Any]) -> str:
+def flops(workload: Workload) -> int | None:
+    """Of the products and convolutions of a step; None where Program.cost() does not say."""
+    if workload.adapt != "all":
+        return None
+    from innerloop.lowering import lower
+
+    cost = lower(make_model(workload, "float32")).cost(
+        workload.sample, workload.support, workload.query, workload.steps, workload.first_order
+    )
+    return cost.flops * workload.tasks
+
+
+def summary(workload: Workload, rows: Rows) -> str:
     lines = [workload.title]
     for rival, row in rows.items():
-        if "milliseconds" not in row:
-            lines.append(f"  {RIVALS[rival].title:42} {row}")
+        if "failed" in row:
+            lines.append(f"  {RIVALS[rival].title:40} {row['failed']}")
             continue
         time, ratio = row["milliseconds"], row.get("ratio", {}).get("median", math.nan)
         lines.append(
-            f"  {RIVALS[rival].title:42} {time['median']:10.3f} ms ({time['min']:.3f}–{time['max']:.3f})"
+            f"  {RIVALS[rival].title:40} {time['median']:10.3f} ms ({time['min']:.3f}–{time['max']:.3f})"
             f"  ×{ratio:.2f}  first {row['first_seconds']:.2f} s  {row['peak_megabytes']:.0f} MB"
-            f"  error {row['error']:.1e}"
         )
     return "\n".join(lines)
 
@@ -309,10 +322,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
     parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS), metavar="NAME")
     parser.add_argument("--seconds", type=float, default=Effort.seconds, help="for each rival and workload")
-    parser.add_argument("--quick", action="store_true", help="one sample each: does everything run?")
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument("--only-threads", action="store_true", help="the comparison of one and two threads alone")
-    part.add_argument("--no-threads", action="store_true", help="all but that comparison")
+    parser.add_argument("--quick", action="store_true", help="two tasks, one sample: does everything run?")
+    parser.add_argument(
+        "--parts", nargs="+", default=PARTS, choices=PARTS, help="gradients in float64, the race, two threads"
+    )
     parser.add_argument(
         "--output", type=Path, help="JSON to write; workloads that it already holds and are not run stay in it"
     )

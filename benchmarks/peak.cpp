@@ -18,7 +18,9 @@ using Vector = float __attribute__((vector_size(kBytes)));
 constexpr int kLanes = kBytes / sizeof(float);
 constexpr int kChains = 12;  // more than latency × units, so that no multiply-add waits for the last
 
-double now() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }  // of this process alone
+double now() {
+  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}  // of this process alone
 
 template <class Work>
 double best_seconds(Work work) {

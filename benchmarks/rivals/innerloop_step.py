@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from innerloop import TaskBatch, maml_loss
 from rivals import Step
@@ -10,25 +12,28 @@ from rivals.torch_parts import batch
 from workloads import Workload, make_model
 
 
+def inner_loop_of(workload: Workload, model: nn.Module) -> dict[str, Any]:
+    """The arguments of maml_loss."""
+    head = tuple(name for name, _ in model.named_parameters())[-2:]
+    return {
+        "inner_lr": workload.inner_lr,
+        "inner_steps": workload.steps,
+        "adapt": head if workload.adapt == "head" else None,
+        "first_order": workload.first_order,
+        "loss": workload.loss,
+    }
+
+
 def make(workload: Workload, dtype: str, engine: Literal["native", "torch"]) -> Step:
     model = make_model(workload, dtype)
     parameters = list(model.parameters())
-    head = list(dict(model.named_parameters()))[-2:]
     tasks = TaskBatch(*batch(workload, dtype))
+    inner_loop = inner_loop_of(workload, model)
 
     def step():
         for parameter in parameters:
             parameter.grad = None
-        loss = maml_loss(
-            model,
-            tasks,
-            inner_lr=workload.inner_lr,
-            inner_steps=workload.steps,
-            adapt=head if workload.adapt == "head" else None,
-            first_order=workload.first_order,
-            loss=workload.loss,
-            engine=engine,
-        )
+        loss = maml_loss(model, tasks, **inner_loop, engine=engine)
         loss.backward()
         return loss.detach(), [parameter.grad for parameter in parameters]
 

@@ -1,0 +1,283 @@
+"""Writes docs/benchmarks.md from benchmarks/results/maml.json; --readme prints the README's table instead."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rivals import OURS, RIVALS
+from workloads import WORKLOADS, Workload
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "maml.json"
+DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
+
+OP = "innerloop-op"
+#: Rivals that are no other library: they are shown, but are not "the best of the others".
+OURSELVES = (OURS, OP, "innerloop-torch")
+JAX = ("jax-vmap", "jax-map")
+
+Rows = dict[str, dict[str, Any]]
+
+
+def main() -> None:
+    results = json.loads(RESULTS.read_text())
+    if sys.argv[1:] == ["--readme"]:
+        print("\n".join(readme_table(results)))
+    else:
+        DOCUMENT.write_text("\n".join(document(results)) + "\n")
+
+
+def document(results: dict[str, Any]) -> Iterator[str]:
+    machine = results["machine"]
+    yield "# Benchmarks: the MAML step"
+    yield ""
+    yield "<!-- Written by benchmarks/report.py from benchmarks/results/maml.json: change those, not this. -->"
+    yield ""
+    yield from _INTRODUCTION.format(**machine).splitlines()
+    yield from section("Against everything else", overview(results), _OVERVIEW)
+    yield from section("Where innerloop is not ahead", losses(results))
+    yield from section("Every rival", every_rival(results), _EVERY_RIVAL)
+    yield from section("More and fewer tasks", by_tasks(results), _BY_TASKS)
+    yield from section("Two threads", two_threads(results), _TWO_THREADS)
+    yield from section("ResNet-12", resnet(results), _RESNET)
+
+
+def section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
+    yield from ("", f"## {title}", "")
+    if text:
+        yield from (*text.splitlines(), "")
+    yield from body
+
+
+_INTRODUCTION = """\
+The meta-loss of a batch of tasks and its exact gradient, computed by innerloop and by everything else that was found to
+compute it. To repeat it:
+
+    ./dev setup && benchmarks/peers.sh
+    .venv/bin/python benchmarks/maml.py && .venv/bin/python benchmarks/report.py
+
+Machine: {cores} cores of an {processor}; one core reaches {fma_gflops:.0f} GFLOP/s in fused multiply-adds, \
+{sgemm_gflops:.0f} in torch.mm at 1024³,
+and copies at {copy_gigabytes:.0f} GB/s. Python {python}, torch {torch}, innerloop {innerloop}.
+
+float32, one thread, CPU time, medians; the rivals take turns, and ratios are taken within a round. Before anything is
+timed, every rival's gradient is compared with the torch engine's in float64 on two of the tasks; **one that differs is
+marked, and its time does not count**. A step is loss and gradients, with the data ready and without the outer
+optimizer. "Whole step" is `maml_loss(...)` and `.backward()`, "the op" the native call inside it."""
+
+_OVERVIEW = """\
+×: the rival's time over innerloop's whole step. Share of peak: what the products and convolutions that the recurrence
+needs come to (a multiply-add counts two), over the op's time and one core's multiply-add peak; above 100% is the saving
+of Winograd's algorithm and of low-rank updates."""
+
+_EVERY_RIVAL = """\
+First call: wall clock of the first step, compilation included (on a machine that may be busy). Memory: growth during
+it. Error: of the gradient in float64."""
+
+_BY_TASKS = "Milliseconds of a step; × as above."
+
+_TWO_THREADS = """\
+Wall clock, one thread and two in turns; ratio: two threads' time over one's, so that 0.5 is perfect. Memory: growth
+with two threads."""
+
+_RESNET = "MetaOptNet's ResNet-12, 5-way 5-shot with 15 queries a class, against the torch engine."
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def overview(results: dict[str, Any]) -> Iterator[str]:
+    def rows() -> Iterator[list[str]]:
+        for workload, run in measured(results, "rivals"):
+            by_rival = run["rows"]
+            others = [name for name in RIVALS if name not in (*OURSELVES, *JAX)]
+            yield [
+                name_of(workload),
+                milliseconds(by_rival.get(OP)),
+                milliseconds(by_rival.get(OURS)),
+                compared(by_rival, others),
+                compared(by_rival, JAX, named=False),
+                share_of_peak(run, results["machine"]),
+            ]
+
+    return table(
+        ["T, support + query, K", "the op, ms", "whole step, ms", "fastest of torch's, ms", "JAX jit, ms", "of peak"],
+        rows(),
+    )
+
+
+def readme_table(results: dict[str, Any]) -> Iterator[str]:
+    def rows() -> Iterator[list[str]]:
+        for workload, run in measured(results, "rivals"):
+            by_rival = run["rows"]
+            yield [
+                name_of(workload),
+                milliseconds(by_rival.get(OURS)),
+                compared(by_rival, ["learn2learn"], named=False),
+                compared(by_rival, [name for name in RIVALS if name not in OURSELVES]),
+            ]
+
+    return table(["", "innerloop, ms", "learn2learn, ms", "fastest of ten others, ms"], rows())
+
+
+def losses(results: dict[str, Any]) -> Iterator[str]:
+    """Every time that is not above innerloop's."""
+    found = False
+    for workload, run in measured(results):
+        for rival, row in run["rows"].items():
+            ratio = row.get("ratio", {}).get("median")
+            if counts(row) and rival not in (OURS, OP) and ratio is not None and ratio <= 1:
+                found = True
+                yield f"- {name_of(workload)}: {RIVALS[rival].title}, ×{ratio:.2f}"
+    if not found:
+        yield "In no row below."
+
+
+def every_rival(results: dict[str, Any]) -> Iterator[str]:
+    for workload, run in measured(results, "rivals"):
+        yield from (f"### {name_of(workload)}", "")
+        yield from table(
+            ["", "ms (least–most)", "×", "first call, s", "memory, MB", "error"],
+            ([title(rival, row), *cells(row)] for rival, row in run["rows"].items()),
+        )
+        yield from ("", f"{run['date']}, `{run['command']}`", "")
+
+
+def by_tasks(results: dict[str, Any]) -> Iterator[str]:
+    for net in dict.fromkeys(workload.title for workload, _ in measured(results, "tasks")):
+        runs = [(workload, run["rows"]) for workload, run in measured(results, "tasks") if workload.title == net]
+        rivals = list(dict.fromkeys(rival for _, rows in runs for rival in rows if "milliseconds" in rows[rival]))
+        yield from (f"### {net}, K = {runs[0][0].steps}", "")
+        yield from table(
+            ["T", *(RIVALS[rival].title for rival in rivals)],
+            ([str(workload.tasks), *(time_and_ratio(rows.get(rival)) for rival in rivals)] for workload, rows in runs),
+        )
+        yield ""
+
+
+def two_threads(results: dict[str, Any]) -> Iterator[str]:
+    def rows() -> Iterator[list[str]]:
+        for name, run in results["threads"].items():
+            for rival, row in run["rows"].items():
+                head = [name_of(WORKLOADS[name]), RIVALS[rival].title]
+                if "failed" in row:
+                    yield [*head, row["failed"], "", "", ""]
+                    continue
+                one, two, ratio = row["one"]["median"], row["milliseconds"]["median"], row["ratio"]
+                share = f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})"
+                yield [*head, number(one), number(two), share, number(row["peak_megabytes"])]
+
+    return table(["", "", "one, ms", "two, ms", "ratio", "memory, MB"], rows())
+
+
+def resnet(results: dict[str, Any]) -> Iterator[str]:
+    return table(
+        ["", "", "ms (least–most)", "×", "first call, s", "memory, MB", "error"],
+        (
+            [name_of(workload), title(rival, row), *cells(row)]
+            for workload, run in measured(results, "torch")
+            for rival, row in run["rows"].items()
+        ),
+    )
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+def measured(results: dict[str, Any], group: str | None = None) -> Iterator[tuple[Workload, dict[str, Any]]]:
+    """In the order of the workloads, not of their measurement."""
+    for name, workload in WORKLOADS.items():
+        if name in results["races"] and group in (None, workload.group):
+            run = results["races"][name]
+            checks = results["checks"].get(_checked_as(workload), {})
+            rows = {rival: {**checks.get(rival, {}), **row} for rival, row in run["rows"].items()}
+            yield workload, {**run, "rows": rows}
+
+
+def _checked_as(workload: Workload) -> str:
+    """A batch of another number of tasks is the same code: its first row was checked."""
+    return f"{workload.name.rpartition('-t')[0]}-k1" if workload.group == "tasks" else workload.name
+
+
+def name_of(workload: Workload) -> str:
+    variant = {True: ", first order", False: ""}[workload.first_order] + (", ANIL" if workload.adapt == "head" else "")
+    sizes = f"T={workload.tasks}, {workload.support}+{workload.query}, K={workload.steps}"
+    return f"{workload.title}{variant}: {sizes}"
+
+
+def title(rival: str, row: dict[str, Any]) -> str:
+    version = row.get("version", "").partition("+")[0]
+    of_torch = RIVALS[rival].distribution in ("torch", "innerloop")
+    return RIVALS[rival].title + ("" if of_torch or not version else f" {version}")
+
+
+def counts(row: dict[str, Any]) -> bool:
+    """Whether it has a time, and of the right gradient."""
+    return "milliseconds" in row and row.get("exact", False)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    if "milliseconds" not in row:
+        return [row["failed"], "", "", "", ""]
+    time = row["milliseconds"]
+    return [
+        f"{number(time['median'])} ({number(time['min'])}–{number(time['max'])})",
+        f"{row['ratio']['median']:.2f}" if "ratio" in row else "",
+        number(row["first_seconds"]),
+        number(row["peak_megabytes"]),
+        error_of(row),
+    ]
+
+
+def error_of(row: dict[str, Any]) -> str:
+    if "error" not in row:
+        return "unchecked"
+    return f"{row['error']:.0e}" + ("" if row["exact"] else " **wrong**")
+
+
+def milliseconds(row: dict[str, Any] | None) -> str:
+    return number(row["milliseconds"]["median"]) if row and "milliseconds" in row else "–"
+
+
+def time_and_ratio(row: dict[str, Any] | None) -> str:
+    if row is None or "milliseconds" not in row:
+        return "–"
+    return milliseconds(row) + (f" (×{row['ratio']['median']:.1f})" if "ratio" in row else "")
+
+
+def compared(rows: Rows, rivals: Iterable[str], named: bool = True) -> str:
+    """The fastest of some rivals: its time, the ratio to ours, and its name."""
+    valid = [rival for rival in rivals if rival in rows and counts(rows[rival])]
+    if not valid:
+        return "–"
+    best = min(valid, key=lambda rival: rows[rival]["milliseconds"]["median"])
+    return time_and_ratio(rows[best]) + (f" {RIVALS[best].title}" if named else "")
+
+
+def share_of_peak(run: dict[str, Any], machine: dict[str, Any]) -> str:
+    row = run["rows"].get(OP, {})
+    if run["flops"] is None or "milliseconds" not in row:
+        return "–"
+    return f"{run['flops'] / row['milliseconds']['median'] * 1e-6 / machine['fma_gflops']:.0%}"
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()

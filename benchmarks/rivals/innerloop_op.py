@@ -1,0 +1,31 @@
+"""The native call inside a step of innerloop_step.py: without autograd, and without reading maml_loss's arguments."""
+
+from __future__ import annotations
+
+from innerloop.lowering import lowered
+from innerloop.ops.maml import _call
+
+from innerloop import TaskBatch
+from innerloop.engine import _native_call
+from innerloop.inner_loop import InnerLoop
+from rivals import Step
+from rivals.innerloop_step import inner_loop_of
+from rivals.torch_parts import batch
+from workloads import Workload, make_model
+
+
+def make(workload: Workload, dtype: str) -> Step:
+    model = make_model(workload, dtype)
+    inner = InnerLoop.create(model, **inner_loop_of(workload, model))
+    tasks = TaskBatch(*batch(workload, dtype))
+    parameters, rates, buffers, tasks, settings = _native_call(model, tasks, inner, None, "native")
+    parameters = [parameter.detach() for parameter in parameters]
+    places = [lowered(model).names.index(name) for name, _ in model.named_parameters()]
+
+    def step():
+        task_losses, _, *gradients = _call(
+            parameters, rates, buffers, tasks, settings, [True] * len(parameters), learn_rates=False
+        )
+        return task_losses.mean(), [gradients[place] for place in places]
+
+    return step
