@@ -2,72 +2,14 @@
 
 #include <algorithm>
 
+#include "engine/blocks_engine.h"
 #include "engine/loss.h"
 #include "engine/memory.h"
-#include "engine/packed.h"
-#include "engine/plan.h"
 #include "engine/recurrence.h"
+#include "engine/task_samples.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
-
-template <class T>
-void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict to) {
-  for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
-}
-
-// What the workers of one call share: the plan, θ₀ and α packed, and the sums over tasks.
-template <class T>
-class BlocksEngine final : public Engine<T> {
- public:
-  explicit BlocksEngine(const Request<T>& call) : request(call), plan(make_plan(call)) {
-    initial.assign(static_cast<size_t>(plan.packed_size) + 2 * lanes<T>, T(0));
-    total = initial;
-    for (size_t p = 0; p < plan.parameters.size(); ++p) {
-      const PackedParameter& parameter = plan.parameters[p];
-      const bool is_read = parameter.offset >= 0;
-      const bool is_adapted = is_read && request.is_adapted(static_cast<int>(p));
-      rates.push_back(is_adapted ? PackedRate<T>(request.rates[p], parameter, request.steps) : PackedRate<T>());
-      if (is_read && !request.parameters[p].per_task) pack(request.parameters[p].data, parameter, initial.data());
-      if (is_adapted) adapted.push_back(static_cast<int>(p));
-      if (is_read && plan.tracked[p]) tracked.push_back(static_cast<int>(p));
-      if (is_read && !request.gradients.empty() && request.gradients[p]) results.push_back(static_cast<int>(p));
-      const bool learns_rate = is_adapted && !request.rate_gradients.empty() && request.rate_gradients[p];
-      if (learns_rate) learned_rates.push_back(static_cast<int>(p));
-      rate_totals.emplace_back(learns_rate ? rates[p].size() : 0, T(0));
-    }
-  }
-
-  int64_t chunks() const override { return request.tasks; }
-  std::unique_ptr<Worker> make_worker() override;
-  std::string plan_text() const override { return describe(plan); }
-
-  void finish() override {
-    for (const int p : results) {
-      if (!at(request.parameters, p).per_task) {
-        unpack(total.data(), at(plan.parameters, p), request.gradient_scale, at(request.gradients, p));
-      }
-    }
-    for (const int p : learned_rates) {
-      at(rates, p).unpack(at(rate_totals, p).data(), at(plan.parameters, p), request.gradient_scale,
-                          at(request.rate_gradients, p));
-    }
-  }
-
-  template <class Items>
-  static decltype(auto) at(Items& items, int index) {
-    return items[static_cast<size_t>(index)];
-  }
-
-  const Request<T>& request;
-  const Plan plan;
-  std::vector<T> initial;  // θ₀, packed; zero where each task has its own
-  std::vector<PackedRate<T>> rates;
-  // Parameters that the inner loop adapts, that v follows, whose gradient and whose α's gradient is a result.
-  std::vector<int> adapted, tracked, results, learned_rates;
-  std::vector<T> total;  // the sum of v_0 over tasks, packed
-  std::vector<std::vector<T>> rate_totals;
-};
 
 // The memory of one pass: by value, and by step.
 template <class T>
@@ -92,6 +34,8 @@ class BlocksWorker final : public Worker {
         layers_(make_layers(shared.plan, shared.request)),
         output_(request_.program->output),
         loss_(request_.loss, request_.label_smoothing, output_layout().shape.channels, output_layout().stride),
+        support_samples_(request_.support, plan_.values[0], output_layout().shape.channels),
+        query_samples_(request_.query, plan_.values[0], output_layout().shape.channels),
         backward_(request_.wants_gradients()),
         keeps_passes_(backward_ && !request_.first_order) {
     allocate();
@@ -128,7 +72,7 @@ class BlocksWorker final : public Worker {
     const bool whole = k == 0 && backward_ && request_.support_weight != 0;
     forward(Part::moving, theta_of(k), k, pass, nullptr);
     T* dy = gradient_of_output(pass);
-    support_loss_ = loss_.value(outputs(pass), targets(Side::support), pass.samples, T(1), dy);
+    support_loss_ = loss_.value(outputs(pass), support_samples_.targets(), pass.samples, T(1), dy);
     T* gradient = gradient_of_step(k);
     std::fill(gradient, gradient + plan_.packed_size, T(0));
     if (!plan_.moves[static_cast<size_t>(output_)]) {
@@ -171,9 +115,11 @@ class BlocksWorker final : public Worker {
     }
     forward(Part::moving, theta_of(k), k, query_, statistics ? statistics : &fixed(Side::support));
     T* dy = backward_too ? gradient_of_output(query_) : nullptr;
-    const double loss = loss_.value(outputs(query_), targets(Side::query), query_.samples, weight, dy);
+    const double loss = loss_.value(outputs(query_), query_samples_.targets(), query_.samples, weight, dy);
     if (weight != 0) task_loss_ += static_cast<double>(weight) * loss;
-    if (k == request_.steps) write_logits();
+    if (k == request_.steps && request_.logits) {
+      query_samples_.write_outputs(task_, outputs(query_), output_layout().stride, request_.logits);
+    }
     if (!backward_too) return;
     if (!plan_.moves[output_i()]) {
       if (is_boundary(output_)) {
@@ -293,10 +239,6 @@ class BlocksWorker final : public Worker {
     for (const std::vector<T>& total : engine_.rate_totals) {
       rate_gradients_.push_back(total.empty() ? nullptr : memory_.take(static_cast<int64_t>(total.size())));
     }
-    support_labels_.resize(static_cast<size_t>(S));
-    query_labels_.resize(static_cast<size_t>(Q));
-    support_targets_.resize(static_cast<size_t>(S * output_layout().shape.channels));
-    query_targets_.resize(static_cast<size_t>(Q * output_layout().shape.channels));
   }
 
   PassMemory<T> pass_memory(Side side, int64_t samples, Part part, const PassMemory<T>* fixed) {
@@ -361,11 +303,10 @@ class BlocksWorker final : public Worker {
       if (rate_gradients_[p]) std::fill_n(rate_gradients_[p], engine_.rate_totals[p].size(), T(0));
     }
     for (const std::unique_ptr<Layer<T>>& layer : layers_) layer->start_task();
-    const int64_t support = load(Side::support, request_.support, support_labels_, support_targets_);
-    fixed_support_.samples = support;
+    const int64_t support = fixed_support_.samples = support_samples_.load(task_, fixed_support_.values[0]);
     for (PassMemory<T>& pass : supports_) pass.samples = support;
     statistics_.samples = support;
-    fixed_query_.samples = query_.samples = load(Side::query, request_.query, query_labels_, query_targets_);
+    fixed_query_.samples = query_.samples = query_samples_.load(task_, fixed_query_.values[0]);
     for (const Side side : {Side::support, Side::query}) {
       PassMemory<T>& pass = fixed(side);
       if (pass.samples == 0) continue;
@@ -373,47 +314,6 @@ class BlocksWorker final : public Worker {
         if (T* gradient = at(pass.gradients, value)) std::fill_n(gradient, dense_size(value, pass.samples), T(0));
       }
       forward(Part::fixed, initial_, 0, pass, side == Side::query ? &fixed_support_ : nullptr);
-    }
-  }
-
-  // Brings the valid samples of the task into the network's input; returns their number.
-  int64_t load(Side side, const Samples<T>& from, std::vector<int64_t>& labels, std::vector<T>& targets) {
-    if (from.x == nullptr) return 0;
-    const ValueLayout& layout = plan_.values[0];
-    T* to = fixed(side).values[0];
-    const int64_t outputs = output_layout().shape.channels;
-    int64_t valid = 0;
-    for (int64_t sample = 0; sample < from.count; ++sample) {
-      const int64_t index = task_ * from.count + sample;
-      if (from.mask && !from.mask[index]) continue;
-      load_sample(from.x + index * layout.shape.size(), layout, valid, to);
-      if (from.labels) labels[static_cast<size_t>(valid)] = from.labels[index];
-      if (from.targets) std::copy_n(from.targets + index * outputs, outputs, targets.begin() + valid * outputs);
-      ++valid;
-    }
-    return valid;
-  }
-
-  // One sample from torch's [C, H, W] to channels-last.
-  static void load_sample(const T* from, const ValueLayout& layout, int64_t n, T* to) {
-    const Shape& shape = layout.shape;
-    for (int64_t h = 0; h < shape.height; ++h) {
-      T* row = to + layout.row(n, h);
-      for (int64_t c = 0; c < shape.channels; ++c) {
-        const T* line = from + (c * shape.height + h) * shape.width;
-        for (int64_t w = 0; w < shape.width; ++w) row[w * layout.stride + c] = line[w];
-      }
-    }
-  }
-
-  void write_logits() {
-    if (!request_.logits) return;
-    const int64_t outputs = output_layout().shape.channels, count = request_.query.count;
-    const T* from = this->outputs(query_);
-    for (int64_t sample = 0; sample < count; ++sample) {
-      if (request_.query.mask && !request_.query.mask[task_ * count + sample]) continue;
-      std::copy_n(from, outputs, request_.logits + (task_ * count + sample) * outputs);
-      from += output_layout().stride;
     }
   }
 
@@ -430,12 +330,6 @@ class BlocksWorker final : public Worker {
       const PackedParameter& parameter = at(plan_.parameters, p);
       unpack(v_, parameter, request_.gradient_scale, at(request_.gradients, p) + task_ * parameter.size());
     }
-  }
-
-  Targets<T> targets(Side side) const {
-    const bool is_support = side == Side::support;
-    return {(is_support ? support_labels_ : query_labels_).data(),
-            (is_support ? support_targets_ : query_targets_).data()};
   }
 
   const T* outputs(const PassMemory<T>& pass) const { return pass.values[output_i()]; }
@@ -549,6 +443,7 @@ class BlocksWorker final : public Worker {
   std::vector<std::unique_ptr<Layer<T>>> layers_;  // by step
   const int output_;
   const TaskLoss<T> loss_;
+  TaskSamples<T> support_samples_, query_samples_;
   const bool backward_;      // gradients are wanted
   const bool keeps_passes_;  // … of second order: the support passes are kept for the way back
 
@@ -564,18 +459,16 @@ class BlocksWorker final : public Worker {
   std::vector<T*> rate_gradients_;
   T* scratch_[2] = {};
   std::vector<bool> arrived_;  // by value: its gradient has its first contribution
-  std::vector<int64_t> support_labels_, query_labels_;
-  std::vector<T> support_targets_, query_targets_;
   int64_t task_ = 0;
   double task_loss_ = 0, support_loss_ = 0;
 };
+
+}  // namespace
 
 template <class T>
 std::unique_ptr<Worker> BlocksEngine<T>::make_worker() {
   return std::make_unique<BlocksWorker<T>>(*this);
 }
-
-}  // namespace
 
 template <class T>
 std::unique_ptr<Engine<T>> make_blocks_engine(const Request<T>& request) {

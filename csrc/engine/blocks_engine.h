@@ -1,0 +1,71 @@
+// What the workers of one call of the blocks executor share.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/packed.h"
+#include "engine/plan.h"
+
+namespace innerloop::INNERLOOP_ISA {
+
+template <class T>
+void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
+}
+
+// The plan, θ₀ and α packed, and the sums over tasks.
+template <class T>
+class BlocksEngine final : public Engine<T> {
+ public:
+  explicit BlocksEngine(const Request<T>& call) : request(call), plan(make_plan(call)) {
+    initial.assign(static_cast<size_t>(plan.packed_size) + 2 * lanes<T>, T(0));
+    total = initial;
+    for (size_t p = 0; p < plan.parameters.size(); ++p) {
+      const PackedParameter& parameter = plan.parameters[p];
+      const bool is_read = parameter.offset >= 0;
+      const bool is_adapted = is_read && request.is_adapted(static_cast<int>(p));
+      rates.push_back(is_adapted ? PackedRate<T>(request.rates[p], parameter, request.steps) : PackedRate<T>());
+      if (is_read && !request.parameters[p].per_task) pack(request.parameters[p].data, parameter, initial.data());
+      if (is_adapted) adapted.push_back(static_cast<int>(p));
+      if (is_read && plan.tracked[p]) tracked.push_back(static_cast<int>(p));
+      if (is_read && !request.gradients.empty() && request.gradients[p]) results.push_back(static_cast<int>(p));
+      const bool learns_rate = is_adapted && !request.rate_gradients.empty() && request.rate_gradients[p];
+      if (learns_rate) learned_rates.push_back(static_cast<int>(p));
+      rate_totals.emplace_back(learns_rate ? rates[p].size() : 0, T(0));
+    }
+  }
+
+  int64_t chunks() const override { return request.tasks; }
+  std::unique_ptr<Worker> make_worker() override;
+  std::string plan_text() const override { return describe(plan); }
+
+  void finish() override {
+    for (const int p : results) {
+      if (!at(request.parameters, p).per_task) {
+        unpack(total.data(), at(plan.parameters, p), request.gradient_scale, at(request.gradients, p));
+      }
+    }
+    for (const int p : learned_rates) {
+      at(rates, p).unpack(at(rate_totals, p).data(), at(plan.parameters, p), request.gradient_scale,
+                          at(request.rate_gradients, p));
+    }
+  }
+
+  template <class Items>
+  static decltype(auto) at(Items& items, int index) {
+    return items[static_cast<size_t>(index)];
+  }
+
+  const Request<T>& request;
+  const Plan plan;
+  std::vector<T> initial;  // θ₀, packed; zero where each task has its own
+  std::vector<PackedRate<T>> rates;
+  // Parameters that the inner loop adapts, that v follows, whose gradient and whose α's gradient is a result.
+  std::vector<int> adapted, tracked, results, learned_rates;
+  std::vector<T> total;  // the sum of v_0 over tasks, packed
+  std::vector<std::vector<T>> rate_totals;
+};
+
+}  // namespace innerloop::INNERLOOP_ISA
