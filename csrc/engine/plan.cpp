@@ -1,6 +1,9 @@
 #include "engine/plan.h"
 
 #include <algorithm>
+#include <iterator>
+
+#include "engine/conv_block.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
@@ -26,6 +29,56 @@ std::vector<Step> plain_steps(const Program& program) {
     steps.push_back(step);
   }
   return steps;
+}
+
+// The node that reads a value, if it is the only one and of that kind; −1 otherwise.
+int only_consumer(const Program& program, int value, Kind kind) {
+  const std::vector<int> consumers = program.consumers(value);
+  if (consumers.size() != 1 || value == program.output) return -1;
+  return program.nodes[static_cast<size_t>(consumers[0])].kind == kind ? consumers[0] : -1;
+}
+
+bool halves(const Window& w) {
+  return w.kernel_height == 2 && w.kernel_width == 2 && w.stride_height == 2 && w.stride_width == 2 &&
+         w.pad_height == 0 && w.pad_width == 0;
+}
+
+// The nodes of the fused block that starts at this one: conv2d, batch_norm, relu, and a max_pool that halves the image
+// where there is one. Empty: there is no such block.
+std::vector<int> block_at(const Program& program, int first) {
+  std::vector<int> nodes = {first};
+  const auto output = [&] { return program.nodes[static_cast<size_t>(nodes.back())].output; };
+  if (program.nodes[static_cast<size_t>(first)].kind != Kind::conv2d) return {};
+  for (const Kind kind : {Kind::batch_norm, Kind::relu}) {
+    const int next = only_consumer(program, output(), kind);
+    if (next < 0) return {};
+    nodes.push_back(next);
+  }
+  const int pool = only_consumer(program, output(), Kind::max_pool);
+  if (pool >= 0 && halves(program.nodes[static_cast<size_t>(pool)].window)) nodes.push_back(pool);
+  return nodes;
+}
+
+// Brings the nodes of every block into one step.
+void fuse_blocks(const Program& program, std::vector<Step>& steps) {
+  std::vector<bool> absorbed(program.nodes.size(), false);
+  for (Step& step : steps) {
+    const std::vector<int> nodes = block_at(program, step.nodes[0]);
+    if (nodes.empty()) continue;
+    step.implementation = Implementation::conv_block;
+    step.nodes = nodes;
+    step.output = program.nodes[static_cast<size_t>(nodes.back())].output;
+    step.parameters.clear();
+    step.description.clear();
+    for (const int node : nodes) {
+      absorbed[static_cast<size_t>(node)] = node != nodes[0];
+      std::ranges::copy(parameters_of(program.nodes[static_cast<size_t>(node)]), std::back_inserter(step.parameters));
+      step.description +=
+          (node == nodes[0] ? "" : " + ") + std::string(kind_name(program.nodes[static_cast<size_t>(node)].kind));
+    }
+    step.description += ": one block";
+  }
+  std::erase_if(steps, [&](const Step& step) { return absorbed[static_cast<size_t>(step.nodes[0])]; });
 }
 
 bool reads_unpadded(Kind kind) {
@@ -126,6 +179,11 @@ std::unique_ptr<Layer<T>> make_plain(const Node& node, const LayerContext<T>& co
   }
 }
 
+BlockNodes block_nodes(const Step& step, const Program& program) {
+  const auto node = [&](size_t i) { return &program.nodes[static_cast<size_t>(step.nodes[i])]; };
+  return {node(0), node(1), node(2), step.nodes.size() > 3 ? node(3) : nullptr};
+}
+
 }  // namespace
 
 template <class T>
@@ -133,6 +191,10 @@ Plan make_plan(const Request<T>& request) {
   const Program& program = *request.program;
   Plan plan;
   plan.steps = plain_steps(program);
+  // The block's statistics are those of its own pass.
+  if (request.paths.conv_block != Use::off && request.batch_norm == BatchNormMode::transductive) {
+    fuse_blocks(program, plan.steps);
+  }
   plan.values = layouts_of<T>(program);
   plan.parameters.resize(program.parameters.size());
   for (PackedParameter& unread : plan.parameters) unread.offset = -1;
@@ -162,6 +224,9 @@ std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Reque
     switch (step.implementation) {
       case Implementation::plain:
         layers.push_back(make_plain(first, context));
+        break;
+      case Implementation::conv_block:
+        layers.push_back(make_conv_block(block_nodes(step, *request.program), context));
         break;
     }
   }
