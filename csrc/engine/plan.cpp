@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "engine/conv_block.h"
+#include "engine/first_block.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
@@ -184,6 +185,15 @@ BlockNodes block_nodes(const Step& step, const Program& program) {
   return {node(0), node(1), node(2), step.nodes.size() > 3 ? node(3) : nullptr};
 }
 
+void use_patch_moments(const Program& program, const std::vector<ValueLayout>& values, std::vector<Step>& steps) {
+  for (Step& step : steps) {
+    if (step.implementation != Implementation::conv_block) continue;
+    if (!is_first_block(block_nodes(step, program), values)) continue;
+    step.implementation = Implementation::first_block;
+    step.description += ", by the moments of its patches";
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -196,6 +206,7 @@ Plan make_plan(const Request<T>& request) {
     fuse_blocks(program, plan.steps);
   }
   plan.values = layouts_of<T>(program);
+  if (request.paths.patch_moments != Use::off) use_patch_moments(program, plan.values, plan.steps);
   plan.parameters.resize(program.parameters.size());
   for (PackedParameter& unread : plan.parameters) unread.offset = -1;
   for (const Node& node : program.nodes) {
@@ -224,6 +235,9 @@ std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Reque
     switch (step.implementation) {
       case Implementation::plain:
         layers.push_back(make_plain(first, context));
+        break;
+      case Implementation::first_block:
+        layers.push_back(make_first_block(block_nodes(step, *request.program), context));
         break;
       case Implementation::conv_block:
         layers.push_back(make_conv_block(block_nodes(step, *request.program), context));

@@ -9,7 +9,7 @@
 
 namespace innerloop::INNERLOOP_ISA {
 
-enum class Implementation : uint8_t { plain, conv_block };
+enum class Implementation : uint8_t { plain, conv_block, first_block };
 
 // One layer of the executor: one node, or several that an optimised layer does together.
 struct Step {
