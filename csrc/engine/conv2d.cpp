@@ -1,31 +1,12 @@
 // y = x ∗ W + b, W packed as [kernel rows][kernel columns][inputs][outputs].
 #include <algorithm>
 
+#include "engine/convolution_shape.h"
 #include "engine/layers.h"
 #include "engine/memory.h"
-#include "kernels/convolution.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
-
-WinogradUse use_of(Use use) {
-  return use == Use::off ? WinogradUse::off : use == Use::forced ? WinogradUse::forced : WinogradUse::automatic;
-}
-
-ConvolutionShape shape_of(const Window& window, const ValueLayout& x, const ValueLayout& y) {
-  return {.height = x.shape.height,
-          .width = x.shape.width,
-          .channels = x.stride,
-          .halo = x.halo,
-          .kernel_height = window.kernel_height,
-          .kernel_width = window.kernel_width,
-          .stride_height = window.stride_height,
-          .stride_width = window.stride_width,
-          .padding_height = window.pad_height,
-          .padding_width = window.pad_width,
-          .outputs = y.stride,
-          .output_halo = y.halo};
-}
 
 template <class T>
 class Conv2d final : public Layer<T> {
@@ -33,7 +14,8 @@ class Conv2d final : public Layer<T> {
   Conv2d(const Node& node, const LayerContext<T>& context)
       : x_(context.value(node.inputs[0])),
         y_(context.value(node.output)),
-        convolution_(shape_of(node.window, x_, y_), use_of(context.request.paths.winograd)),
+        convolution_(convolution_shape(node.window, x_, y_.stride, y_.halo),
+                     winograd_use(context.request.paths.winograd)),
         group_(std::min(convolution_.group(), context.max_samples)),
         halo_(convolution_.gradient_halo()),
         dy_image_((y_.shape.height + 2 * halo_) * (y_.shape.width + 2 * halo_) * y_.stride),

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/block_vectors.h"
+#include "engine/convolution_shape.h"
 #include "engine/memory.h"
 
 namespace innerloop::INNERLOOP_ISA {
@@ -446,25 +447,6 @@ class ConvBlock final : public Layer<T> {
 };
 
 }  // namespace
-
-ConvolutionShape convolution_shape(const Window& window, const ValueLayout& x, int64_t outputs, int64_t output_halo) {
-  return {.height = x.shape.height,
-          .width = x.shape.width,
-          .channels = x.stride,
-          .halo = x.halo,
-          .kernel_height = window.kernel_height,
-          .kernel_width = window.kernel_width,
-          .stride_height = window.stride_height,
-          .stride_width = window.stride_width,
-          .padding_height = window.pad_height,
-          .padding_width = window.pad_width,
-          .outputs = outputs,
-          .output_halo = output_halo};
-}
-
-WinogradUse winograd_use(Use use) {
-  return use == Use::off ? WinogradUse::off : use == Use::forced ? WinogradUse::forced : WinogradUse::automatic;
-}
 
 template <class T>
 std::unique_ptr<Layer<T>> make_conv_block(const BlockNodes& nodes, const LayerContext<T>& context) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "engine/layers.h"
-#include "kernels/convolution.h"
 
 namespace innerloop::INNERLOOP_ISA {
 
@@ -17,8 +16,5 @@ struct BlockNodes {
 // Plain twins: conv2d, batch_norm, relu, max_pool.
 template <class T>
 std::unique_ptr<Layer<T>> make_conv_block(const BlockNodes& nodes, const LayerContext<T>& context);
-
-ConvolutionShape convolution_shape(const Window& window, const ValueLayout& x, int64_t outputs, int64_t output_halo);
-WinogradUse winograd_use(Use use);
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -20,6 +20,7 @@
 #include <cmath>
 
 #include "engine/block_vectors.h"
+#include "engine/convolution_shape.h"
 #include "engine/memory.h"
 #include "engine/patch_moments.h"
 #include "kernels/chosen_patches.h"
