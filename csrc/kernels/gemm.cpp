@@ -128,12 +128,7 @@ template <class T, int R, int V>
 [[gnu::noinline]] void outer_tile(int64_t points, const T* a, const int32_t* a_offsets, const T* b,
                                   const int32_t* b_offsets, T* out, int64_t out_row) {
   constexpr int L = lanes<T>;
-  Vector<T> sums[R][V];
-  INNERLOOP_UNROLL
-  for (int i = 0; i < R; ++i) {
-    INNERLOOP_UNROLL
-    for (int v = 0; v < V; ++v) sums[i][v] = load(out + i * out_row + v * L);
-  }
+  Vector<T> sums[R][V] = {};  // not out: small terms added to what is large already would lose their last bits
   for (int64_t p = 0; p < points; ++p) {
     const T* elements = a + a_offsets[p];
     Vector<T> row_of_b[V];
@@ -149,7 +144,7 @@ template <class T, int R, int V>
   INNERLOOP_UNROLL
   for (int i = 0; i < R; ++i) {
     INNERLOOP_UNROLL
-    for (int v = 0; v < V; ++v) store(out + i * out_row + v * L, sums[i][v]);
+    for (int v = 0; v < V; ++v) store(out + i * out_row + v * L, load(out + i * out_row + v * L) + sums[i][v]);
   }
 }
 
