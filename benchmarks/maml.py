@@ -45,7 +45,7 @@ PARTS = ("check", "race", "threads")
 
 RIVALS_OF_GROUP = {
     "rivals": list(RIVALS),
-    "tasks": [OURS, "innerloop-op", ORACLE, "loop", "jax-vmap", "jax-map"],
+    "tasks": [OURS, "innerloop-op", ORACLE, "loop", "jax-vmap", "jax-loop"],
     "torch": [OURS, "innerloop-op", ORACLE],
 }
 

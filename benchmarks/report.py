@@ -18,7 +18,7 @@ DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
 OP = "innerloop-op"
 #: Rivals that are no other library: they are shown, but are not "the best of the others".
 OURSELVES = (OURS, OP, "innerloop-torch")
-JAX = ("jax-vmap", "jax-map")
+JAX = ("jax-vmap", "jax-map", "jax-loop")
 
 Rows = dict[str, dict[str, Any]]
 

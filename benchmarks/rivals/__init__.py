@@ -65,4 +65,5 @@ RIVALS = {
     ),
     "jax-vmap": Rival("JAX jit, vmap over tasks", "jax_maml", "jax", "jax", {"over_tasks": "vmap"}),
     "jax-map": Rival("JAX jit, lax.map over tasks", "jax_maml", "jax", "jax", {"over_tasks": "map"}),
+    "jax-loop": Rival("JAX jit, a call for each task", "jax_maml", "jax", "jax", {"over_tasks": "loop"}),
 }

@@ -10,6 +10,7 @@ from metalearn.algorithms.MAML import MAML
 from metalearn.inner_optimizers import InnerSGD
 from metalearn.loss import CrossEntropy
 from metalearn.loss.base import BaseLoss
+from metalearn.loss.categorical_accuracy import CategoricalAccuracy
 from metalearn.model_wrappers import MAML_Model
 from torch import nn
 
@@ -63,7 +64,7 @@ def make(workload: Workload, dtype: str) -> Step:
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
         inner_optimizer=inner_optimizer,
-        support_loss_fn=CrossEntropy() if workload.loss == "cross_entropy" else _Mse(),
+        support_loss_fn=CrossEntropy(CategoricalAccuracy()) if workload.loss == "cross_entropy" else _Mse(),
         inner_steps=workload.steps,
     )
     support_x, support_y, query_x, query_y = batch(workload, dtype)
