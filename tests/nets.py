@@ -136,3 +136,15 @@ def ragged(tasks: TaskBatch) -> TaskBatch:
     tensors[1][0, -2:] = -100
     tensors[3][0, -1:] = 99
     return TaskBatch(*tensors, support_mask, query_mask)
+
+
+class function_of(nn.Module):
+    """A layer followed by a function."""
+
+    def __init__(self, layer: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))

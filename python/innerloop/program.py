@@ -1,0 +1,265 @@
+"""A lowered network: the list of layers that the native engine runs, and its encoding as integers.
+
+A Program is about one sample: a value is a vector [F], an image [C, H, W], or a sequence [C, L] that may only be
+flattened. It fixes no shape; :meth:`Program.shapes` says what every value becomes for samples of a shape.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+FORMAT = 1
+
+Shape = tuple[int, ...]
+
+
+class Kind(IntEnum):
+    """What a node computes; csrc/program/program.h has the same numbers."""
+
+    LINEAR = 0  # attributes: none
+    CONV2D = 1  # stride (h, w), padding (h, w)
+    BATCH_NORM = 2  # eps, buffer of the running mean, buffer of the running variance (-1: none)
+    LAYER_NORM = 3  # eps; over the whole sample
+    GROUP_NORM = 4  # eps, groups
+    RELU = 5
+    LEAKY_RELU = 6  # slope
+    GELU = 7  # 0 by erf, 1 by tanh
+    TANH = 8
+    SIGMOID = 9
+    MAX_POOL = 10  # kernel (h, w), stride (h, w), padding (h, w)
+    AVG_POOL = 11  # the same, whether padding counts
+    GLOBAL_AVG_POOL = 12  # to [C, 1, 1]
+    FLATTEN = 13  # to [C·H·W]
+    ADD = 14  # two values of one shape
+
+
+@dataclass(frozen=True)
+class Node:
+    """One layer.
+
+    Attributes:
+        kind: what it computes.
+        inputs: the values it reads: 0 is the network's input, i + 1 the output of node i.
+        parameters: weight and bias, as places in Program.parameters; -1: it has none.
+        attributes: of its kind; a float stands for itself here and is encoded by its bits.
+        where: the layer as a user finds it: a module's path, or the code of a function.
+    """
+
+    kind: Kind
+    inputs: tuple[int, ...]
+    parameters: tuple[int, ...] = ()
+    attributes: tuple[int | float, ...] = ()
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A shape that the model's code asks of a value: ``x.view(-1, 784)``, a BatchNorm2d of 64 channels.
+
+    Attributes:
+        value: which. sizes: of a sample; None is any size. where: the code.
+    """
+
+    value: int
+    sizes: tuple[int | None, ...]
+    where: str = field(default="", compare=False)
+
+    def check(self, shape: Shape) -> None:
+        fits = len(shape) == len(self.sizes) and all(
+            expected in (None, size) for expected, size in zip(self.sizes, shape, strict=True)
+        )
+        if not fits:
+            names = {1: ("F",), 3: ("C", "H", "W")}.get(len(self.sizes), ("·",) * len(self.sizes))
+            spelled = ", ".join(
+                name if size is None else str(size) for name, size in zip(names, self.sizes, strict=True)
+            )
+            raise ValueError(f"{self.where} meets samples of shape {list(shape)}, expected [{spelled}]")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one task costs at least.
+
+    Attributes:
+        flops: floating-point operations of the matrix products and convolutions, a multiply-add counting two.
+        numbers: floating-point numbers kept for it: parameters of every step, values and their derivatives.
+    """
+
+    flops: int
+    numbers: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network as the native engine runs it.
+
+    Attributes:
+        nodes: in an order in which every value is made before it is read.
+        output: the value that is the network's output.
+        parameters: names as model.named_parameters() gives them; those the network does not use are left out.
+        parameter_shapes: of one task's.
+        buffers: names of the running statistics.
+        expectations: on values; they are not encoded, and checked by shapes().
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    parameters: tuple[str, ...]
+    parameter_shapes: tuple[Shape, ...]
+    buffers: tuple[str, ...]
+    expectations: tuple[Expectation, ...] = ()
+
+    def encode(self) -> list[int]:
+        """The integers that csrc/program decodes: [format, numbers of nodes, parameters and buffers, output value],
+        then for every node its kind and, each after its count, inputs, parameters and attributes."""
+        code = [FORMAT, len(self.nodes), len(self.parameters), len(self.buffers), self.output]
+        for node in self.nodes:
+            code.append(int(node.kind))
+            for part in (node.inputs, node.parameters, [_bits(number) for number in node.attributes]):
+                code += [len(part), *part]
+        return code
+
+    def shapes(self, sample: Shape) -> list[Shape]:
+        """The shape of every value for samples of a shape.
+
+        Raises:
+            ValueError: a layer cannot read what it is given; the message names the layer.
+        """
+        values = [tuple(sample)]
+        for node in (None, *self.nodes):
+            if node is not None:
+                values.append(self._output_shape(node, [values[index] for index in node.inputs]))
+            for expectation in self.expectations:
+                if expectation.value == len(values) - 1:
+                    expectation.check(values[-1])
+        if len(values[self.output]) != 1:
+            raise ValueError(
+                f"the model's outputs have shape {list(values[self.output])} for samples of shape {list(sample)}, "
+                "expected a vector: flatten them"
+            )
+        return values
+
+    def cost(self, sample: Shape, support: int, query: int, steps: int, first_order: bool = False) -> Cost:
+        """What a task of that many samples and inner steps costs, all parameters adapted.
+
+        Counted are K passes forward and backward over the support set, one over the query set, and for the second
+        order K Hessian-vector products, in which a product of two becomes two products.
+        """
+        values = self.shapes(sample)
+        flops = 0
+        for index, node in enumerate(self.nodes):
+            if node.kind not in (Kind.LINEAR, Kind.CONV2D):
+                continue
+            product = 2 * math.prod(self.parameter_shapes[node.parameters[0]]) * math.prod(values[index + 1][1:])
+            reads_data = all(not self._depends_on_parameters(value) for value in node.inputs)
+            passes = 2 if reads_data else 3  # data needs no gradient
+            hessian = 0 if first_order else 2 if reads_data else 6  # and has no tangent
+            flops += product * (support * steps * (passes + hessian) + query * passes)
+        theta = sum(math.prod(shape) for shape in self.parameter_shapes)
+        activations = sum(math.prod(shape) for shape in values)
+        derivatives = 2 if first_order else 4  # value and gradient, and their tangents
+        return Cost(flops, (steps + 4) * theta + activations * max(support * derivatives, query * 2))
+
+    def _depends_on_parameters(self, value: int) -> bool:
+        if value == 0:
+            return False
+        node = self.nodes[value - 1]
+        return any(p >= 0 for p in node.parameters) or any(self._depends_on_parameters(v) for v in node.inputs)
+
+    def _output_shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        shape = inputs[0]
+        if node.kind is Kind.FLATTEN:
+            return (math.prod(shape),)
+        if len(shape) not in (1, 3):
+            raise _misfit(node, shape, "a vector [F] or an image [C, H, W]")
+        weight = self.parameter_shapes[node.parameters[0]] if node.parameters and node.parameters[0] >= 0 else ()
+        if node.kind is Kind.LINEAR:
+            if shape != weight[1:]:
+                raise _misfit(node, shape, f"[{weight[1]}]")
+            return weight[:1]
+        if node.kind is Kind.CONV2D:
+            if len(shape) != 3 or shape[0] != weight[1]:
+                raise _misfit(node, shape, f"[{weight[1]}, H, W]")
+            return (weight[0], *_windows(node, shape, weight[2:], node.attributes[:2], node.attributes[2:]))
+        if node.kind is Kind.GROUP_NORM:
+            groups = int(node.attributes[1])
+            if (weight and shape[0] != weight[0]) or shape[0] % groups:
+                raise _misfit(node, shape, f"{weight[0] if weight else f'a multiple of {groups}'} channels")
+        if node.kind in (Kind.MAX_POOL, Kind.AVG_POOL, Kind.GLOBAL_AVG_POOL) and len(shape) != 3:
+            raise _misfit(node, shape, "an image [C, H, W]")
+        if node.kind in (Kind.MAX_POOL, Kind.AVG_POOL):
+            kernel, stride, padding = (node.attributes[start : start + 2] for start in (0, 2, 4))
+            return (shape[0], *_windows(node, shape, kernel, stride, padding))
+        if node.kind is Kind.GLOBAL_AVG_POOL:
+            return (shape[0], 1, 1)
+        if node.kind is Kind.ADD and inputs[1] != shape:
+            raise ValueError(f"{node.where} adds {list(shape)} and {list(inputs[1])}, expected one shape")
+        return shape
+
+    def __str__(self) -> str:
+        """A line for each node: value, what makes it, its parameters and attributes, and the layer it was."""
+        rows = []
+        for index, node in enumerate(self.nodes):
+            read = [f"v{value}" if value else "x" for value in node.inputs]
+            read += [self.parameters[place] for place in node.parameters if place >= 0]
+            read += self._attribute_texts(node)
+            rows.append((f"v{index + 1}", f"{node.kind.name.lower()}({', '.join(read)})", node.where))
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines = [f"{row[0]:{widths[0]}} = {row[1]:{widths[1]}}  # {row[2]}" for row in rows]
+        return "\n".join([*lines, f"return v{self.output}"])
+
+    def _attribute_texts(self, node: Node) -> list[str]:
+        names = _ATTRIBUTES.get(node.kind, ())
+        texts = []
+        for name, start, count in names:
+            numbers = node.attributes[start : start + count]
+            if name in ("running_mean", "running_var"):
+                if numbers[0] >= 0:
+                    texts.append(self.buffers[int(numbers[0])])
+            else:
+                texts.append(f"{name}=" + "x".join(f"{number:g}" for number in numbers))
+        return texts
+
+
+_ATTRIBUTES = {
+    Kind.CONV2D: (("stride", 0, 2), ("padding", 2, 2)),
+    Kind.BATCH_NORM: (("running_mean", 1, 1), ("running_var", 2, 1), ("eps", 0, 1)),
+    Kind.LAYER_NORM: (("eps", 0, 1),),
+    Kind.GROUP_NORM: (("groups", 1, 1), ("eps", 0, 1)),
+    Kind.LEAKY_RELU: (("slope", 0, 1),),
+    Kind.GELU: (("tanh", 0, 1),),
+    Kind.MAX_POOL: (("kernel", 0, 2), ("stride", 2, 2), ("padding", 4, 2)),
+    Kind.AVG_POOL: (("kernel", 0, 2), ("stride", 2, 2), ("padding", 4, 2), ("count_include_pad", 6, 1)),
+}
+
+
+def _bits(number: int | float) -> int:
+    """An integer as it is; a float as the integer of its bits."""
+    if isinstance(number, int):
+        return number
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits)
+
+
+def _windows(
+    node: Node, shape: Shape, kernel: Sequence[float], stride: Sequence[float], padding: Sequence[float]
+) -> Shape:
+    """Height and width of the output of a convolution or pooling."""
+    sizes = [
+        (int(size) + 2 * int(pad) - int(width)) // int(step) + 1
+        for size, width, step, pad in zip(shape[1:], kernel, stride, padding, strict=True)
+    ]
+    if min(sizes) < 1:
+        raise ValueError(
+            f"{node.where} has a window of {int(kernel[0])} × {int(kernel[1])}, which does not fit into "
+            f"its input {list(shape)}"
+        )
+    return tuple(sizes)
+
+
+def _misfit(node: Node, shape: Shape, expected: str) -> ValueError:
+    return ValueError(f"{node.where} meets samples of shape {list(shape)}, expected {expected}")
