@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import innerloop
 from innerloop import TaskBatch, torch_engine
 from innerloop.inner_loop import InnerLoop
 from nets import Net, assert_close, conv_module, conv_net, definition, make, make_tasks, mlp_module, mlp_net, ragged
+
+maml_loss = partial(innerloop.maml_loss, engine="torch")
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Net, tuple[int, ...]]] = {
     "mlp": (mlp_module, mlp_net, (6,)),
@@ -212,7 +215,7 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
 def test_the_loss_is_an_ordinary_tensor(problem: tuple[nn.Module, TaskBatch]) -> None:
     model, tasks = problem
     alpha = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    loss = innerloop.maml_loss(model, tasks, inner_lr=alpha, inner_steps=2)
+    loss = maml_loss(model, tasks, inner_lr=alpha, inner_steps=2)
     assert loss.dim() == 0
     loss.backward(retain_graph=True)
     alpha_grad = alpha.grad.clone()
@@ -232,7 +235,7 @@ def test_the_gradient_of_a_gradient_penalty(problem: tuple[nn.Module, TaskBatch]
     weight = [p for p in model.parameters() if p.dim() > 1][-1]
 
     def penalty() -> Tensor:
-        loss = innerloop.maml_loss(model, tasks, inner_lr=0.2, inner_steps=1)
+        loss = maml_loss(model, tasks, inner_lr=0.2, inner_steps=1)
         (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
         return gradient.square().sum()
 
@@ -259,7 +262,7 @@ def test_gradients_reach_support_and_query_inputs(bn: Any) -> None:
     inputs = [encoded.support_x, encoded.query_x]
     for first_order in (False, True):
         options: dict[str, Any] = {"inner_steps": 2, "bn": bn, "first_order": first_order}
-        loss = innerloop.maml_loss(model, encoded, inner_lr=0.3, **options)
+        loss = maml_loss(model, encoded, inner_lr=0.3, **options)
         losses, _ = definition(net, dict(model.named_parameters()), encoded, lambda name, k: 0.3, **options)
         actual = torch.autograd.grad(loss, inputs, allow_unused=True)
         expected = torch.autograd.grad(losses.mean(), inputs, allow_unused=True)
@@ -269,9 +272,9 @@ def test_gradients_reach_support_and_query_inputs(bn: Any) -> None:
 
 def test_no_graph_is_kept_without_grad(problem: tuple[nn.Module, TaskBatch]) -> None:
     model, tasks = problem
-    expected = innerloop.maml_loss(model, tasks, inner_lr=0.2, inner_steps=2, support_weight=0.5)
+    expected = maml_loss(model, tasks, inner_lr=0.2, inner_steps=2, support_weight=0.5)
     with torch.no_grad():
-        loss = innerloop.maml_loss(model, tasks, inner_lr=0.2, inner_steps=2, support_weight=0.5)
+        loss = maml_loss(model, tasks, inner_lr=0.2, inner_steps=2, support_weight=0.5)
     assert not loss.requires_grad
     assert_close(loss, expected.detach(), "loss")
 
@@ -280,9 +283,9 @@ def test_any_callable_is_a_loss() -> None:
     model, tasks = make(conv_module), ragged(make_tasks((2, 4, 4)))
     smooth = {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=0.1)}
     same = {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets)}
-    plain = innerloop.maml_loss(model, tasks, inner_lr=0.2)
-    assert_close(innerloop.maml_loss(model, tasks, inner_lr=0.2, **same), plain, "the same loss as a callable")
-    assert abs(innerloop.maml_loss(model, tasks, inner_lr=0.2, **smooth) - plain) > 1e-3
+    plain = maml_loss(model, tasks, inner_lr=0.2)
+    assert_close(maml_loss(model, tasks, inner_lr=0.2, **same), plain, "the same loss as a callable")
+    assert abs(maml_loss(model, tasks, inner_lr=0.2, **smooth) - plain) > 1e-3
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -301,13 +304,13 @@ def test_any_callable_is_a_loss() -> None:
 def test_arguments_that_do_not_fit_raise(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"model": nn.Linear(6, 3), "inner_lr": 0.1, **change}
     with pytest.raises(ValueError, match=message):
-        innerloop.maml_loss(tasks=make_tasks((6,)).to(torch.float32), **arguments)
+        maml_loss(tasks=make_tasks((6,)).to(torch.float32), **arguments)
 
 
 def test_regression_targets_are_never_broadcast() -> None:
     x = torch.zeros(2, 5, 1)
     with pytest.raises(ValueError, match=r"support_y has shape \(1, 5\), expected \(1, 5, 1\)"):
-        innerloop.maml_loss(nn.Linear(1, 1), TaskBatch(x, x[..., 0], x, x[..., 0]), inner_lr=0.1, loss="mse")
+        maml_loss(nn.Linear(1, 1), TaskBatch(x, x[..., 0], x, x[..., 0]), inner_lr=0.1, loss="mse")
 
 
 @pytest.mark.parametrize(

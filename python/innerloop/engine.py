@@ -2,44 +2,87 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from innerloop import torch_engine
 from innerloop.contract import Result
-from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR
-from innerloop.losses import Loss
+from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR, Rate
+from innerloop.losses import Loss, accuracy_per_task
+from innerloop.lowering import Lowered, lowered
+from innerloop.ops import maml as native
+from innerloop.ops._differentiable import transforms_active
 from innerloop.registry import nearest
 from innerloop.tasks import TaskBatch
 
 Engine = Literal["auto", "native", "torch"]
 
+log = logging.getLogger("innerloop")
+
 
 def check_engine(engine: Engine) -> Engine:
-    """Refuse a name that is no engine, and an engine that is not there."""
+    """Refuse a name that is no engine."""
     if engine not in get_args(Engine):
         raise ValueError(f"engine is {engine!r}.{nearest(str(engine), list(get_args(Engine)))}")
-    if engine == "native":
-        raise ValueError("engine is 'native', but this version has the torch engine alone; use 'auto' or 'torch'")
     return engine
 
 
+def check_lowers(model: nn.Module) -> None:
+    """Refuse a model that the native engine cannot run.
+
+    Raises:
+        NotLowerable: a ValueError that names the layer.
+    """
+    error = lowered(model).error
+    if error is not None:
+        raise copy.copy(error)
+
+
 def meta_result(
-    model: nn.Module, tasks: TaskBatch, inner: InnerLoop, parameters: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    tasks: TaskBatch,
+    inner: InnerLoop,
+    parameters: Mapping[str, Tensor] | None = None,
+    engine: Engine = "auto",
 ) -> Result:
     """The meta-loss of a batch of tasks and what goes with it.
 
     Args:
         model: what runs. tasks: T tasks. inner: the inner loop.
         parameters: θ₀ in place of the model's own, shared or [T, *shape] (see :func:`torch_engine.meta_result`).
+        engine: "native"; "torch"; or "auto", native wherever it computes the same.
 
     Raises:
-        ValueError: the model's outputs are not as many as the tasks' ways.
+        ValueError: the model's outputs are not as many as the tasks' ways; or engine is "native" and cannot be, and
+            the message says why.
     """
-    own = dict(model.named_parameters()) if parameters is None else parameters
-    return torch_engine.meta_result(model, own, tasks, inner)
+    if engine != "torch":
+        call = _native_call(model, tasks, inner, parameters, engine)
+        if call is not None:
+            loss, task_losses, logits = native.maml(*call)
+            accuracies = accuracy_per_task(logits, tasks.query_y, tasks.query_mask) if tasks.is_classification else None
+            return Result(loss, task_losses, logits, accuracies)
+    return torch_engine.meta_result(model, _own(model, parameters), tasks, inner)
+
+
+def adapt(model: nn.Module, x: Tensor, y: Tensor, inner: InnerLoop, engine: Engine = "auto") -> dict[str, Tensor]:
+    """θ_K of one task with support set x [S, ...], y [S] or [S, *out], by parameter name; detached."""
+    if engine != "torch":
+        tasks = TaskBatch(x.detach()[None], y.detach()[None], x.detach()[None], y.detach()[None])
+        with torch.no_grad():
+            call = _native_call(model, tasks, inner, None, engine)
+        if call is not None:
+            parameters, rates, buffers, _, settings = call
+            adapted = native.adapt(parameters, rates, buffers, tasks.support_x, tasks.support_y, settings)
+            names = lowered(model).names
+            own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+            return own | {name: value[0] for name, value in zip(names, adapted, strict=True) if value.numel()}
+    return torch_engine.adapt(model, dict(model.named_parameters()), x, y, inner)
 
 
 def maml_loss(
@@ -74,8 +117,11 @@ def maml_loss(
         first_order: drop the second derivatives (FOMAML).
         bn: what BatchNorm normalises with: "transductive", the statistics of whatever batch is fed; "support", the
             query with the statistics of the support set; "running", the module's running statistics.
-        loss: "cross_entropy", "mse", or a callable (outputs [N, *out], targets) → 0-d mean loss.
-        engine: "auto", "native" or "torch".
+        loss: "cross_entropy", "mse", nn.CrossEntropyLoss() (label_smoothing too), nn.MSELoss(), or any callable
+            (outputs [N, *out], targets) → 0-d mean loss, which takes the torch engine.
+        engine: "auto", the native engine where it can compute this and else the torch engine, said once in the log
+            "innerloop"; "native", which raises where it cannot; "torch". The native engine's gradient cannot be
+            differentiated again: that raises. :func:`innerloop.explain` says what becomes of a model.
 
     Returns: 0-d loss.
 
@@ -83,7 +129,7 @@ def maml_loss(
         TypeError, ValueError: an argument that does not fit; the message names it and what was expected.
     """
     check_engine(engine)
-    inner = InnerLoop.create(
+    inner = inner_loop(
         model,
         inner_lr=inner_lr,
         inner_steps=inner_steps,
@@ -94,4 +140,166 @@ def maml_loss(
         bn=bn,
         loss=loss,
     )
-    return meta_result(model, tasks, inner).loss
+    if engine != "torch":
+        call = _native_call(model, tasks, inner, None, engine)
+        if call is not None:
+            return native.maml(*call)[0]
+    return torch_engine.meta_result(model, _own(model, None), tasks, inner).loss
+
+
+def inner_loop(model: nn.Module, *, inner_lr: InnerLR, **options: Any) -> InnerLoop:
+    """:meth:`InnerLoop.create`, kept for the model where the arguments are plain values: checking them anew costs more
+    than a step of a small net."""
+    if torch.compiler.is_compiling() or not isinstance(inner_lr, (int, float)):
+        return InnerLoop.create(model, inner_lr=inner_lr, **options)
+    kept = lowered(model)
+    if kept.program is None:
+        return InnerLoop.create(model, inner_lr=inner_lr, **options)
+    # What create() reads of the parameters that a Program uses; the others take no part in the inner loop.
+    parameters = kept.parameters(model)
+    states = [(parameter.requires_grad, parameter.dtype, parameter.device) for parameter in parameters]
+    try:
+        key = (inner_lr, *options.items(), recognised(options["loss"]), *states)
+        found: InnerLoop | None = kept.memory.get(key)
+    except TypeError:  # unhashable: a list of step weights or of names
+        return InnerLoop.create(model, inner_lr=inner_lr, **options)
+    if found is None:
+        found = InnerLoop.create(model, inner_lr=inner_lr, **options)
+        if len(kept.memory) >= 128:  # a schedule that changes α at every step does not fill the memory
+            kept.memory.clear()
+        kept.memory[key] = found
+        kept.memory[id(found)] = found, _settings(kept, found, parameters)  # with found: nothing else gets its id
+    return found
+
+
+def _own(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    return dict(model.named_parameters()) if parameters is None else parameters
+
+
+# --- the native engine ----------------------------------------------------------------------------
+
+_NativeCall = tuple[list[Tensor], list[Tensor], list[Tensor], TaskBatch, native.Settings]
+
+
+def _native_call(
+    model: nn.Module,
+    tasks: TaskBatch,
+    inner: InnerLoop,
+    parameters: Mapping[str, Tensor] | None,
+    engine: Engine,
+) -> _NativeCall | None:
+    """The arguments of the native op; None where the torch engine takes over.
+
+    Raises:
+        ValueError: engine is "native" and it cannot be.
+    """
+    network = lowered(model)
+    if parameters is None:
+        tensors = network.parameters(model) if network.program is not None else []
+    else:
+        torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
+        tensors = [parameters[name] for name in network.names]
+    reason = why_not_native(network, tensors, tasks, inner)
+    if reason is not None:
+        if engine == "native":
+            raise ValueError(f"engine is 'native', but {reason}")
+        if reason not in network.told:
+            network.told.add(reason)
+            log.warning("%s: the torch engine computes the meta-gradient: %s", type(model).__name__, reason)
+        return None
+    kept = None if torch.compiler.is_compiling() else network.memory.get(id(inner))
+    rates, settings = _settings(network, inner, tensors) if kept is None else kept[1]
+    return tensors, rates, network.buffers(model), tasks, settings
+
+
+def why_not_native(network: Lowered, parameters: Sequence[Tensor], tasks: TaskBatch, inner: InnerLoop) -> str | None:
+    """What keeps the native engine from computing exactly what the torch engine would; None: nothing."""
+    if network.error is not None:
+        return str(network.error)
+    x = tasks.support_x
+    if x.device.type != "cpu":
+        return f"tasks are on {x.device}, and it computes on the CPU"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"tasks have dtype {x.dtype}, and it computes in float32 and float64"
+    for parameter in parameters:
+        if parameter.dtype != x.dtype or parameter.device != x.device:
+            return f"a parameter is {parameter.dtype} on {parameter.device}, and tasks are {x.dtype} on {x.device}"
+    if torch.is_grad_enabled() and any(
+        side.requires_grad for side in (x, tasks.query_x, tasks.support_y, tasks.query_y)
+    ):
+        return "tasks require grad, and it has gradients of parameters and inner_lr only"
+    kind, _ = recognised(inner.loss)
+    if kind is None:
+        return "loss is a function that it does not know; it has 'cross_entropy' and 'mse'"
+    if (kind == "mse") == tasks.is_classification:
+        return f"loss is {kind} and targets have dtype {tasks.support_y.dtype}"
+    outputs = network.outputs(tuple(x.shape[2:]))
+    if isinstance(outputs, str):
+        return outputs
+    if tasks.is_classification and (tasks.ways != outputs or tasks.support_y.dim() != 2):
+        return f"tasks has {tasks.ways} ways, but the model's head has {outputs} outputs: make them equal"
+    if not tasks.is_classification and tasks.support_y.shape[2:] != (outputs,):
+        return f"support_y has target shape {tuple(tasks.support_y.shape[2:])}, expected the model's ({outputs},)"
+    if inner.bn == "running" and not network.has_running_statistics:
+        return "bn is 'running', but the model has a BatchNorm layer with track_running_stats=False"
+    if inner.rates and inner.steps and not any(name in inner.rates for name in network.names):
+        return "the support loss does not depend on any adapted parameter"
+    if torch.compiler.is_compiling():
+        return None
+    if transforms_active():
+        return (
+            "a torch.func transform or forward-mode differentiation is active, and it has gradients by backward() only"
+        )
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is enabled, and it computes in one dtype"
+    return None
+
+
+def recognised(loss: Loss) -> tuple[Literal["cross_entropy", "mse"] | None, float]:
+    """(the loss that the native engine has for it, its label smoothing)."""
+    if isinstance(loss, str):
+        return loss, 0.0
+    if type(loss) is nn.MSELoss and loss.reduction == "mean" and not any(_hooks(loss)):
+        return "mse", 0.0
+    if (
+        type(loss) is nn.CrossEntropyLoss
+        and loss.reduction == "mean"
+        and loss.weight is None
+        and loss.ignore_index == -100
+        and not any(_hooks(loss))
+    ):
+        return "cross_entropy", loss.label_smoothing
+    return None, 0.0
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+_BN_CODES = {"transductive": 0, "support": 1, "running": 2}
+
+
+def _settings(network: Lowered, inner: InnerLoop, parameters: list[Tensor]) -> tuple[list[Tensor], native.Settings]:
+    """(α in the op's form, the rest)."""
+    kind, smoothing = recognised(inner.loss)
+    rates = [
+        _matrix(inner.rates.get(name), parameter) for name, parameter in zip(network.names, parameters, strict=True)
+    ]
+    settings = native.Settings(
+        program=network.code,
+        bn=_BN_CODES[inner.bn],
+        loss=int(kind == "mse"),
+        label_smoothing=smoothing,
+        steps=inner.steps,
+        step_weights=list(inner.step_weights),
+        support_weight=inner.support_weight,
+        first_order=inner.first_order,
+    )
+    return rates, settings
+
+
+def _matrix(rate: Rate | None, parameter: Tensor) -> Tensor:
+    """α of a parameter as [1 or K, 1 or numel]; [0, 0] where it is not adapted."""
+    if rate is None:
+        return parameter.new_empty(0, 0)
+    return rate.value.reshape(len(rate.value) if rate.per_step else 1, -1)

@@ -667,62 +667,88 @@ _METHODS: dict[Any, Callable[..., Any]] = {
 
 
 class Lowered:
-    """A model's Program with the places of its tensors; or why there is none. It does not keep the model alive.
+    """A model's Program with the places of its tensors, or why there is none; and what engine.py keeps about it. It
+    does not keep the model alive.
 
     Attributes:
-        program: None where the model does not lower. code: the program's encoding. error: why it does not.
+        program: None where the model does not lower. error: why it does not.
+        names: of the parameters, in the program's order. code: the program's encoding.
+        memory: checked inner loops by their arguments. told: what has been said about the model in the log.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.program: Program | None = None
         self.error: NotLowerable | None = None
+        self.names: tuple[str, ...] = ()
         self.code: list[int] = []
+        self.has_running_statistics = False
+        self.memory: dict[Any, Any] = {}
+        self.told: set[str] = set()
         self._watch = _Watch(model)
         self._global_hooks = bool(torch_module._has_any_global_hook())
+        self._shapes: dict[tuple[int, ...], int | str] = {}
         try:
             self.program = lower(model)
         except NotLowerable as error:
             self.error = copy.copy(error)  # without the traceback, which holds on to the model
             return
-        self.code = self.program.encode()
-        self._parameters = [_slot(model, name, "_parameters") for name in self.program.parameters]
+        self.names, self.code = self.program.parameters, self.program.encode()
+        self._parameters = [_slot(model, name, "_parameters") for name in self.names]
         self._buffers = [_slot(model, name, "_buffers") for name in self.program.buffers]
-        self._fitting: set[tuple[int, ...]] = set()
+        norms = [node for node in self.program.nodes if node.kind is Kind.BATCH_NORM]
+        self.has_running_statistics = all(node.attributes[1] >= 0 for node in norms)
 
     def is_current(self) -> bool:
         """Whether the model is still the one that was lowered: the same modules in the same mode with the same
         attributes and hooks."""
         return bool(torch_module._has_any_global_hook()) == self._global_hooks and self._watch.is_unchanged()
 
-    def parameters(self) -> list[Tensor]:
+    def parameters(self, model: nn.Module) -> list[Tensor]:
         """The model's own tensors, in the program's order."""
+        if torch.compiler.is_compiling():  # which follows tensors through the module only
+            return [model.get_parameter(name) for name in self.names]
         return [slots[name] for slots, name in self._parameters]
 
-    def buffers(self) -> list[Tensor]:
+    def buffers(self, model: nn.Module) -> list[Tensor]:
         """Running statistics, in the program's order."""
+        if torch.compiler.is_compiling():
+            assert self.program is not None
+            return [model.get_buffer(name) for name in self.program.buffers]
         return [slots[name] for slots, name in self._buffers]
 
-    def check_samples(self, shape: tuple[int, ...]) -> None:
-        """Refuse samples that the layers do not take.
-
-        Raises:
-            ValueError: the message names the layer.
-        """
-        if shape not in self._fitting:
+    def outputs(self, sample: tuple[int, ...]) -> int | str:
+        """The number of outputs for samples of a shape; or why the program does not take them."""
+        found = self._shapes.get(sample)
+        if found is None:
             assert self.program is not None
-            self.program.shapes(shape)
-            self._fitting.add(shape)
+            try:
+                found = self.program.shapes(sample)[self.program.output][0]
+            except ValueError as error:
+                found = str(error)
+            self._shapes[sample] = found
+        return found
 
 
 def lowered(model: nn.Module) -> Lowered:
     """The model lowered; kept until something about the model changes. What its forward reads from elsewhere (a
     global variable) is taken to stay as it is."""
+    if torch.compiler.is_compiling():  # a compiled graph has the Program as a constant, and is redone for another mode
+        return _lowered_in_mode(model, tuple(module.training for module in model.modules()))
+    return _lowered(model)
+
+
+def _lowered(model: nn.Module) -> Lowered:
     known = _known.get(model)
     if known is None or not known.is_current():
         with _one_at_a_time:
             known = Lowered(model)
             _known[model] = known
     return known
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _lowered_in_mode(model: nn.Module, training: tuple[bool, ...]) -> Lowered:
+    return _lowered(model)
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, Lowered] = weakref.WeakKeyDictionary()

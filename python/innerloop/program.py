@@ -263,3 +263,26 @@ def _windows(
 
 def _misfit(node: Node, shape: Shape, expected: str) -> ValueError:
     return ValueError(f"{node.where} meets samples of shape {list(shape)}, expected {expected}")
+
+
+def decoded_outputs(code: Sequence[int], sample: Shape, parameter_shapes: Sequence[Shape]) -> int:
+    """The number of outputs of an encoded program, for samples of a shape.
+
+    Args:
+        parameter_shapes: of one task's parameters, or with tasks in front.
+    """
+    numbers = iter(code)
+    _, count, _, _, output = (next(numbers) for _ in range(5))
+    shapes = list(parameter_shapes)
+    nodes = []
+    for _ in range(count):
+        kind = Kind(next(numbers))
+        inputs, parameters, attributes = (tuple(next(numbers) for _ in range(next(numbers))) for _ in range(3))
+        nodes.append(Node(kind, inputs, parameters, attributes, where=kind.name.lower()))
+        if kind in _WEIGHT_DIMS and parameters[0] >= 0:
+            shapes[parameters[0]] = shapes[parameters[0]][-_WEIGHT_DIMS[kind] :]
+    return Program(tuple(nodes), output, (), tuple(shapes), ()).shapes(sample)[output][0]
+
+
+# Of the weights that shapes depend on.
+_WEIGHT_DIMS = {Kind.LINEAR: 2, Kind.CONV2D: 4, Kind.GROUP_NORM: 1}

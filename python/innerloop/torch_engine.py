@@ -40,7 +40,7 @@ def meta_result(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
     Raises:
         ValueError: parameters or targets that do not fit the model; a head whose outputs are not the tasks' ways.
     """
-    per_task = _per_task(model, parameters, tasks.num_tasks)
+    per_task = per_task_parameters(model, parameters, tasks.num_tasks)
     if _suits_vmap(model, tasks, inner):
         total, logits = _vmap_tasks(model, parameters, per_task, tasks, inner)
     else:
@@ -65,7 +65,7 @@ def adapt(model: nn.Module, parameters: Parameters, x: Tensor, y: Tensor, inner:
     return _detach(adapted)
 
 
-def _per_task(model: nn.Module, parameters: Parameters, tasks: int) -> set[str]:
+def per_task_parameters(model: nn.Module, parameters: Parameters, tasks: int) -> set[str]:
     """The parameters of which every task has its own."""
     per_task = set()
     for name, parameter in model.named_parameters():

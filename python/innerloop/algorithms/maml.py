@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from innerloop import engine as engines
-from innerloop import torch_engine
 from innerloop.contract import Algorithm, Result
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR
@@ -61,6 +60,8 @@ class MAML(Algorithm):
         self.support_weight = support_weight
         self.engine = engines.check_engine(engine)
         self.inner_loop(classification=True)  # refuses bad options here, not at the first step
+        if engine == "native":
+            engines.check_lowers(model)
 
     def adapted(self) -> list[str] | None:
         """Names or prefixes of the parameters that the inner loop adapts; None: all."""
@@ -72,7 +73,7 @@ class MAML(Algorithm):
         weights = self.step_weights
         if weights is not None and len(weights) != self.inner_steps + 1 and not torch.is_grad_enabled():
             weights = None
-        return InnerLoop.create(
+        return engines.inner_loop(
             self.model,
             inner_lr=self.inner_lr,
             inner_steps=self.inner_steps,
@@ -85,9 +86,10 @@ class MAML(Algorithm):
         )
 
     def forward(self, tasks: TaskBatch) -> Result:
-        return engines.meta_result(self.model, tasks, self.inner_loop(tasks.is_classification))
+        inner = self.inner_loop(tasks.is_classification)
+        return engines.meta_result(self.model, tasks, inner, engine=self.engine)
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
         inner = self.inner_loop(not support_y.is_floating_point())
-        adapted = torch_engine.adapt(self.model, dict(self.model.named_parameters()), support_x, support_y, inner)
+        adapted = engines.adapt(self.model, support_x, support_y, inner, self.engine)
         return FunctionalModel(self.model, inner.bn).as_module(adapted, support_x)

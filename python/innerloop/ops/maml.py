@@ -1,0 +1,228 @@
+"""The meta-loss of a batch of tasks and its exact gradient, in one native call.
+
+The op computes loss and gradients together (csrc/engine/recurrence.h), so its backward only hands over what is there
+already, times the upstream gradient. That backward is an op of its own whose derivative raises: the gradient of a
+gradient is not computed here, and must not silently be zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop.program import decoded_outputs
+from innerloop.tasks import TaskBatch
+
+#: What an automatic choice is in Settings.paths, in order: lanes, low_rank, conv_block, winograd, patch_moments.
+AUTOMATIC = (1, 1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the native inner loop is asked to do, as the op takes it.
+
+    Attributes:
+        program: Program.encode(). bn: 0 transductive, 1 support, 2 running. loss: 0 cross-entropy, 1 mse.
+        label_smoothing: of the cross-entropy. steps: K. step_weights: w. support_weight: u. first_order: drop H.
+        paths: for each specialised path 0 off, 1 chosen by cost, 2 forced where it applies.
+    """
+
+    program: list[int]
+    bn: int
+    loss: int
+    label_smoothing: float
+    steps: int
+    step_weights: list[float]
+    support_weight: float
+    first_order: bool
+    paths: Sequence[int] = AUTOMATIC
+
+
+def maml(
+    parameters: list[Tensor], rates: list[Tensor], buffers: list[Tensor], tasks: TaskBatch, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The meta-loss, differentiable once in parameters and rates.
+
+    Args:
+        parameters: θ₀ in the program's order, of the parameter's shape or [T, *shape].
+        rates: α of every parameter, [1 or K, 1 or numel]; [0, 0] where it is not adapted.
+        buffers: running statistics, in the program's order.
+
+    Returns: (loss, 0-d; task losses [T]; outputs [T, Q, out] at θ_K), the latter two not differentiable. Where a
+    gradient is not wanted (no_grad, or nothing requires it), none is computed.
+
+    Raises:
+        RuntimeError: from the op, for tensors that do not fit; from backward, where the gradient is to be
+            differentiated again.
+    """
+    grad = torch.is_grad_enabled()
+    needs = [grad and parameter.requires_grad for parameter in parameters]
+    learn_rates = grad and any(rate.requires_grad for rate in rates)
+    if not (learn_rates or any(needs)):
+        task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, False)[:2]
+        return task_losses.mean(), task_losses, logits
+    if torch.compiler.is_compiling():  # the op's own autograd, which a compiled graph needs
+        task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)[:2]
+        return task_losses.mean(), task_losses.detach(), logits.detach()
+    return _Maml.apply((buffers, tasks, settings, needs, learn_rates), *parameters, *rates)
+
+
+def adapt(
+    parameters: list[Tensor], rates: list[Tensor], buffers: list[Tensor], x: Tensor, y: Tensor, settings: Settings
+) -> list[Tensor]:
+    """θ_K of every parameter that is adapted, [T, *shape], for support sets x [T, S, ...], y; a 0-element tensor for
+    the others."""
+    with torch.no_grad():
+        adapted: list[Tensor] = torch.ops.innerloop.maml_adapt(
+            parameters, rates, buffers, x, y, None, settings.program, settings.bn, settings.loss,
+            settings.label_smoothing, settings.steps, settings.paths,
+        )  # fmt: skip
+    return adapted
+
+
+def plan(
+    parameters: list[Tensor], rates: list[Tensor], buffers: list[Tensor], tasks: TaskBatch, settings: Settings
+) -> str:
+    """How the native engine would run a training step: a line for each layer."""
+    return torch.ops.innerloop.maml_plan(
+        parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y,
+        tasks.support_mask, tasks.query_mask, settings.program, settings.bn, settings.loss, settings.label_smoothing,
+        settings.steps, settings.step_weights, settings.support_weight, settings.first_order, settings.paths,
+    )  # fmt: skip
+
+
+def _call(
+    parameters: list[Tensor],
+    rates: list[Tensor],
+    buffers: list[Tensor],
+    tasks: TaskBatch,
+    settings: Settings,
+    needs: list[bool],
+    learn_rates: bool,
+) -> list[Tensor]:
+    """[task losses, outputs, a gradient for each parameter, one for each rate]."""
+    return torch.ops.innerloop.maml.default(
+        parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y,
+        tasks.support_mask, tasks.query_mask, settings.program, settings.bn, settings.loss, settings.label_smoothing,
+        settings.steps, settings.step_weights, settings.support_weight, settings.first_order, needs, learn_rates,
+        settings.paths,
+    )  # fmt: skip
+
+
+class _Maml(torch.autograd.Function):
+    """The op for eager mode: half the overhead of the autograd that torch.library would give it."""
+
+    @staticmethod
+    def forward(ctx: Any, arguments: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        buffers, tasks, settings, needs, learn_rates = arguments
+        count = len(needs)
+        with torch._C._AutoDispatchBelowAutograd():
+            task_losses, logits, *gradients = _call(
+                list(tensors[:count]), list(tensors[count:]), buffers, tasks, settings, needs, learn_rates
+            )
+        _save(ctx, tensors, gradients)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(task_losses, logits)
+        return task_losses.mean(), task_losses, logits
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return None, *_hand_over(ctx, upstream)
+
+
+def _save(ctx: Any, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Keep the gradients that are wanted, and the tensors they belong to: so a tensor that was written to after the
+    forward pass is noticed, as torch's own functions notice it."""
+    ctx.places = [place for place, gradient in enumerate(gradients) if gradient.numel()]
+    ctx.count = len(tensors)
+    ctx.save_for_backward(*(tensors[place] for place in ctx.places), *(gradients[place] for place in ctx.places))
+
+
+def _hand_over(ctx: Any, upstream: Tensor | None) -> list[Tensor | None]:
+    """The gradient of each of the tensors given to _save."""
+    result: list[Tensor | None] = [None] * ctx.count
+    if upstream is None:
+        return result
+    saved = ctx.saved_tensors
+    tensors, gradients = list(saved[: len(ctx.places)]), list(saved[len(ctx.places) :])
+    if torch.is_grad_enabled():
+        scaled = torch.ops.innerloop.maml_backward(upstream, gradients, tensors)
+    else:
+        scaled = torch._foreach_mul(gradients, upstream)
+    for place, gradient in zip(ctx.places, scaled, strict=True):
+        result[place] = gradient
+    return result
+
+
+@torch.library.custom_op("innerloop::maml_backward", mutates_args=())
+def _maml_backward(upstream: Tensor, gradients: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """The gradients of tensors, times the upstream gradient."""
+    return list(torch._foreach_mul(gradients, upstream))
+
+
+@_maml_backward.register_fake
+def _(upstream: Tensor, gradients: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(gradient) for gradient in gradients]
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "the meta-gradient of the native engine cannot be differentiated again (a gradient penalty on the meta-loss, "
+        "or a Hessian of it): use engine='torch'"
+    )
+
+
+_maml_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    parameters, rates = inputs[:2]
+    ctx.parameters = len(parameters)
+    _save(ctx, [*parameters, *rates], output[2:])
+
+
+def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
+    # The task losses reach the meta-loss through their mean alone, so each entry is the upstream gradient over T.
+    total = None if upstream[0] is None else upstream[0].sum()
+    gradients = _hand_over(ctx, total)
+    return gradients[: ctx.parameters], gradients[ctx.parameters :], *[None] * 18
+
+
+def _fake(
+    parameters: list[Tensor],
+    rates: list[Tensor],
+    buffers: list[Tensor],
+    support_x: Tensor,
+    support_y: Tensor,
+    query_x: Tensor,
+    query_y: Tensor,
+    support_mask: Tensor | None,
+    query_mask: Tensor | None,
+    program: list[int],
+    bn: int,
+    loss: int,
+    label_smoothing: float,
+    steps: int,
+    step_weights: list[float],
+    support_weight: float,
+    first_order: bool,
+    needs_gradient: list[bool],
+    rate_gradients: bool,
+    paths: list[int],
+) -> list[Tensor]:
+    outputs = decoded_outputs(program, tuple(support_x.shape[2:]), [tuple(p.shape) for p in parameters])
+    return [
+        support_x.new_empty(query_x.shape[:1]),
+        support_x.new_empty((*query_x.shape[:2], outputs)),
+        *(p.new_empty(p.shape if needed else 0) for p, needed in zip(parameters, needs_gradient, strict=True)),
+        *(rate.new_empty(rate.shape if rate_gradients and rate.numel() else 0) for rate in rates),
+    ]
+
+
+torch.library.register_fake("innerloop::maml", _fake)
+torch.library.register_autograd("innerloop::maml", _backward, setup_context=_setup_context)
