@@ -182,7 +182,7 @@ _maml_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, outp
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     parameters, rates = inputs[:2]
-    ctx.parameters = len(parameters)
+    ctx.parameters, ctx.buffers = len(parameters), len(inputs[2])
     _save(ctx, [*parameters, *rates], output[2:])
 
 
@@ -190,7 +190,7 @@ def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     # The task losses reach the meta-loss through their mean alone, so each entry is the upstream gradient over T.
     total = None if upstream[0] is None else upstream[0].sum()
     gradients = _hand_over(ctx, total)
-    return gradients[: ctx.parameters], gradients[ctx.parameters :], *[None] * 18
+    return gradients[: ctx.parameters], gradients[ctx.parameters :], [None] * ctx.buffers, *[None] * 17
 
 
 def _fake(

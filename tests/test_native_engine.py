@@ -1,0 +1,743 @@
+"""The native engine against the torch engine in float64: its specification.
+
+Networks, shapes, settings and tasks are drawn; both engines must agree to 1e-9 relative in the loss, the outputs and
+the gradients of parameters and learned α. Beside it the table of what must never be silently wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import innerloop
+from innerloop import TaskBatch, engine, torch_engine
+from innerloop.inner_loop import InnerLoop
+from innerloop.lowering import lowered
+from innerloop.ops import maml as native
+from nets import assert_close, function_of, make, make_tasks, ragged
+
+# --- the space of networks ------------------------------------------------------------------------
+
+
+class Added(nn.Module):
+    """Two branches added: the smallest graph that is no chain."""
+
+    def __init__(self, left: nn.Module, right: nn.Module) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+ACTIVATIONS: list[Callable[[], nn.Module]] = [
+    nn.ReLU,
+    lambda: nn.LeakyReLU(0.1),
+    nn.GELU,
+    lambda: nn.GELU(approximate="tanh"),
+    nn.Tanh,
+    nn.Sigmoid,
+]
+
+draws = st.integers
+
+
+@st.composite
+def image_layers(draw: st.DrawFn, channels: int, height: int, width: int) -> tuple[list[nn.Module], int]:
+    """(layers on images, features after them)."""
+    layers: list[nn.Module] = []
+    for _ in range(draw(draws(1, 3))):
+        out = draw(draws(1, 5))
+        kernel = draw(st.sampled_from([(1, 1), (2, 2), (3, 3), (3, 1), (5, 5)]))
+        padding = (draw(draws(0, 2)), draw(draws(0, 2)))
+        stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2)]))
+        sizes = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip((height, width), padding, kernel, stride, strict=True)]
+        if min(height + 2 * padding[0] - kernel[0], width + 2 * padding[1] - kernel[1]) < 0:
+            break
+        layers.append(nn.Conv2d(channels, out, kernel, stride, padding, bias=draw(st.booleans())))
+        channels, (height, width) = out, sizes
+        norm = draw(st.sampled_from(["none", "batch", "batch plain", "group", "layer"]))
+        if norm.startswith("batch"):
+            layers.append(nn.BatchNorm2d(channels, affine=norm == "batch", eps=1e-2))
+        elif norm == "group":
+            groups = channels if draw(st.booleans()) else 1
+            layers.append(nn.GroupNorm(groups, channels, eps=1e-2))
+        elif norm == "layer":
+            layers.append(nn.LayerNorm([channels, height, width], eps=1e-2, elementwise_affine=draw(st.booleans())))
+        if draw(st.booleans()):
+            body = nn.Conv2d(channels, channels, 3, padding=1)
+            layers.append(Added(body, nn.Identity() if draw(st.booleans()) else nn.Conv2d(channels, channels, 1)))
+        layers.append(draw(st.sampled_from(ACTIVATIONS))())
+        pool = draw(st.sampled_from(["none", "max", "max overlapping", "avg", "avg padded"]))
+        if pool != "none" and min(height, width) >= 3:
+            made: nn.Module = {
+                "max": lambda: nn.MaxPool2d(2),
+                "max overlapping": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+                "avg": lambda: nn.AvgPool2d((2, 1)),
+                "avg padded": lambda: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+            }[pool]()
+            layers.append(made)
+            height, width = made(torch.zeros(1, 1, height, width)).shape[2:]
+    if draw(st.booleans()):
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        height = width = 1
+    return [*layers, nn.Flatten()], channels * height * width
+
+
+@st.composite
+def networks(draw: st.DrawFn, outputs: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """(a network, the shape of its samples)."""
+    layers: list[nn.Module] = []
+    if draw(st.booleans()):
+        shape: tuple[int, ...] = (draw(draws(1, 3)), draw(draws(3, 8)), draw(draws(3, 8)))
+        layers, features = draw(image_layers(*shape))
+    else:
+        shape = (draw(draws(1, 6)),)
+        features = shape[0]
+    for _ in range(draw(draws(0, 2))):
+        width = draw(draws(1, 7))
+        layers.append(nn.Linear(features, width, bias=draw(st.booleans())))
+        norm = draw(st.sampled_from(["none", "none", "batch", "layer"]))
+        if norm != "none":
+            layers.append(nn.BatchNorm1d(width, eps=1e-2) if norm == "batch" else nn.LayerNorm(width, eps=1e-2))
+        layers.append(draw(st.sampled_from(ACTIVATIONS))())
+        if draw(st.booleans()):
+            layers.append(Added(nn.Linear(width, width), nn.Identity()))
+        features = width
+    layers.append(nn.Linear(features, outputs))
+    return nn.Sequential(*layers), shape
+
+
+# --- the space of settings ------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    model: nn.Module
+    tasks: TaskBatch
+    parameters: dict[str, Tensor]
+    inner: InnerLoop
+    learned: list[Tensor]
+
+    def run(self, meta_result: Callable[..., Any]) -> tuple[Any, tuple[Tensor | None, ...]]:
+        result = meta_result(self)
+        inputs = [value for value in [*self.parameters.values(), *self.learned] if value.requires_grad]
+        if not result.loss.requires_grad:
+            return result, ()
+        return result, torch.autograd.grad(result.loss, inputs, allow_unused=True)
+
+
+def by_torch(case: Case) -> Any:
+    return torch_engine.meta_result(case.model, case.parameters, case.tasks, case.inner)
+
+
+def by_native(case: Case) -> Any:
+    return engine.meta_result(case.model, case.tasks, case.inner, case.parameters, engine="native")
+
+
+def rates(kind: str, model: nn.Module, steps: int, scale: float) -> tuple[Any, list[Tensor]]:
+    """(inner_lr as a user writes it, the tensors that are learned)."""
+
+    def learned(*shape: int) -> Tensor:
+        return (scale * (0.5 + torch.rand(shape, dtype=torch.float64))).requires_grad_()
+
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if kind == "number":
+        return scale, []
+    if kind == "0-d":
+        one = learned()
+        return one, [one]
+    if kind == "[K]":
+        each = learned(steps)
+        return each, [each]
+    if kind == "prefix":
+        prefix = next(iter(shapes)).partition(".")[0]
+        each = learned(steps)
+        return {prefix: each}, [each]
+    if kind == "parameter-shaped":
+        # Where K numbers would fit too, InnerLoop asks for [K, *parameter].
+        shaped = {name: learned(*s) if s != (steps,) else learned(steps, *s) for name, s in shapes.items()}
+        return shaped, list(shaped.values())
+    full = {name: learned(steps, *s) for name, s in shapes.items()}
+    return full, list(full.values())
+
+
+RATES = ["number", "0-d", "[K]", "prefix", "parameter-shaped", "[K, *parameter]"]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    seed = draw(draws(0, 2**31 - 1))
+    ways = draw(draws(2, 4))
+    regression = draw(st.booleans())
+    torch.manual_seed(seed)
+    module, shape = draw(networks(ways))
+    model = make(lambda: module, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    steps = draw(st.sampled_from([0, 1, 1, 2, 3, 5, 10]))
+    count = draw(draws(1, 5))
+    tasks = random_tasks(shape, count, draw(draws(ways, 7)), draw(draws(ways, 7)), ways, regression, seed)
+    if draw(st.booleans()) and tasks.support_y.shape[1] > ways:
+        tasks = masked(tasks)
+    inner_lr, learned = rates(draw(st.sampled_from(RATES)), model, steps, draw(st.sampled_from([0.001, 0.01, 0.05])))
+    names = [name for name, _ in model.named_parameters()]
+    adapt = draw(st.sampled_from([None, None, names[-2:], names[:1]]))
+    if isinstance(inner_lr, dict) and adapt is not None:
+        adapt = None
+    smoothing = draw(st.sampled_from([0.0, 0.0, 0.1]))
+    inner = InnerLoop.create(
+        model,
+        inner_lr=inner_lr,
+        inner_steps=steps,
+        step_weights=draw(st.sampled_from([None, [draw(st.floats(-1, 1)) for _ in range(steps + 1)]])),
+        support_weight=draw(st.sampled_from([0.0, 0.7])),
+        adapt=adapt,
+        first_order=draw(st.booleans()),
+        bn=draw(st.sampled_from(["transductive", "support", "running"])),
+        loss="mse" if regression else nn.CrossEntropyLoss(label_smoothing=smoothing) if smoothing else "cross_entropy",
+    )
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name in parameters:
+        if draw(draws(0, 5)) == 0:  # θ₀ of each task
+            noise = 0.1 * torch.randn(count, *parameters[name].shape, dtype=torch.float64)
+            parameters[name] = parameters[name] + noise
+        parameters[name].requires_grad_(draw(draws(0, 5)) > 0)
+    return Case(model, tasks, parameters, inner, learned)
+
+
+def random_tasks(
+    shape: tuple[int, ...], count: int, support: int, query: int, ways: int, regression: bool, seed: int
+) -> TaskBatch:
+    g = torch.Generator().manual_seed(seed)
+
+    def side(samples: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(count, samples, *shape, generator=g, dtype=torch.float64)
+        if regression:
+            return x, torch.randn(count, samples, ways, generator=g, dtype=torch.float64)
+        # Every class appears, so that the tasks have as many ways as the head has outputs.
+        return x, torch.stack([torch.randperm(samples, generator=g) % ways for _ in range(count)])
+
+    return TaskBatch(*side(support), *side(query))
+
+
+def masked(tasks: TaskBatch) -> TaskBatch:
+    """The last support sample of every other task is padding, of NaN; in the first task the first query too."""
+    count, support = tasks.support_y.shape[:2]
+    support_mask = torch.ones(count, support, dtype=torch.bool)
+    query_mask = torch.ones(tasks.query_y.shape[:2], dtype=torch.bool)
+    support_mask[::2, -1] = False
+    query_mask[0, 0] = False
+    support_x, query_x = tasks.support_x.clone(), tasks.query_x.clone()
+    support_x[~support_mask] = torch.nan
+    query_x[~query_mask] = torch.nan
+    return TaskBatch(support_x, tasks.support_y, query_x, tasks.query_y, support_mask, query_mask)
+
+
+def bias_before_batch_norm(model: nn.Module) -> set[str]:
+    """Biases of layers that a BatchNorm reads: where it takes the batch's mean, their gradient is rounding noise."""
+    names = set()
+    layers = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    for (name, layer), (_, norm) in zip(layers, layers[1:], strict=False):
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and isinstance(layer, (nn.Linear, nn.Conv2d)):
+            names.add(f"{name}.bias")
+    return names
+
+
+def assert_agree(case: Case) -> None:
+    expected, expected_gradients = case.run(by_torch)
+    actual, gradients = case.run(by_native)
+    if not torch.isfinite(expected.loss):
+        assert not torch.isfinite(actual.loss)
+        return
+    assert_close(actual.loss, expected.loss, "loss")
+    assert_close(actual.task_losses, expected.task_losses, "task_losses")
+    assert_close(actual.logits, expected.logits, "logits")
+    names = [name for name, value in case.parameters.items() if value.requires_grad]
+    names += [f"α {index}" for index in range(len(case.learned))]
+    noisy = bias_before_batch_norm(case.model)
+    scale = max((float(e.abs().max()) for e in expected_gradients if e is not None), default=1.0)
+    for name, a, e in zip(names, gradients, expected_gradients, strict=False):
+        if name in noisy or e is None or float(e.abs().max()) < 1e-8 * scale:
+            # Rounding noise, or no part of the loss: nothing to be relative to.
+            difference = (0 if a is None else a) - (0 if e is None else e)
+            assert float(torch.as_tensor(difference).abs().max()) <= 1e-9 * max(scale, 1.0), name
+        else:
+            assert_close(a, e, name)
+
+
+COMMON = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+
+
+@settings(COMMON, max_examples=60)
+@given(cases())
+def test_the_engines_agree(case: Case) -> None:
+    assert_agree(case)
+
+
+@pytest.mark.slow
+@settings(COMMON, max_examples=2000)
+@given(cases())
+def test_the_engines_agree_over_many_draws(case: Case) -> None:
+    assert_agree(case)
+
+
+# --- each layer and setting by name, so that a failure says which --------------------------------
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 3), (6,)),
+    "linear without bias": (lambda: nn.Linear(6, 3, bias=False), (6,)),
+    "flatten": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (2, 3, 2)),
+    "flatten of a sequence": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), (2, 3)),
+    **{
+        name: (lambda a=activation: nn.Sequential(nn.Linear(6, 8), a(), nn.Linear(8, 3)), (6,))
+        for name, activation in zip(
+            ("relu", "leaky_relu", "gelu", "gelu tanh", "tanh", "sigmoid"), ACTIVATIONS, strict=True
+        )
+    },
+    "a wide layer": (lambda: nn.Sequential(nn.Linear(130, 67), nn.Tanh(), nn.Linear(67, 3)), (130,)),
+    "conv": (lambda: conv_net(nn.Conv2d(2, 5, 3)), (2, 5, 6)),
+    "conv, stride 2": (lambda: conv_net(nn.Conv2d(2, 5, 3, stride=2, padding=1)), (2, 5, 6)),
+    "conv 1x1": (lambda: conv_net(nn.Conv2d(2, 5, 1)), (2, 5, 6)),
+    "conv 5x5": (lambda: conv_net(nn.Conv2d(2, 17, 5, padding=2)), (2, 5, 6)),
+    "two convs": (lambda: conv_net(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1))), (1, 6, 5)),
+    "batch norm": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5))), (2, 5, 6)),
+    "batch norm of vectors": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)), (6,)),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (6,)),
+    "layer norm of images": (lambda: conv_net(nn.LayerNorm([2, 4, 3])), (2, 4, 3)),
+    "group norm": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4))), (2, 5, 6)),
+    "max pool": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.MaxPool2d(2))), (2, 6, 7)),
+    "max pool, overlapping": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.MaxPool2d(3, 2, 1))), (2, 6, 7)),
+    "avg pool": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.AvgPool2d(2))), (2, 6, 7)),
+    "avg pool, padded": (
+        lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.AvgPool2d(3, 2, 1, count_include_pad=False))),
+        (2, 6, 7),
+    ),
+    "global avg pool": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1))), (2, 6, 7)),
+    "add": (lambda: nn.Sequential(Added(nn.Linear(6, 6), nn.Identity()), nn.Tanh(), nn.Linear(6, 3)), (6,)),
+    "add to itself": (lambda: function_of(nn.Linear(6, 3), lambda x: x + x), (6,)),
+    "add of images": (lambda: conv_net(Added(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1))), (2, 5, 4)),
+    "conv block": (
+        lambda: conv_net(
+            nn.Sequential(
+                *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+                *(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+            )
+        ),
+        (2, 8, 9),
+    ),
+}  # fmt: skip
+
+
+def conv_net(layers: nn.Module) -> nn.Module:
+    """The layers, and a head for whatever they make."""
+    return nn.Sequential(layers, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "K=0": {"inner_steps": 0},
+    "K=1": {},
+    "K=3": {"inner_steps": 3},
+    "first order": {"inner_steps": 2, "first_order": True},
+    "weights": {"inner_steps": 2, "step_weights": [0.5, -0.25, 2.0], "support_weight": 0.7},
+    "bn support": {"inner_steps": 2, "bn": "support", "step_weights": [0.5, 0.25, 2.0]},
+    "bn running": {"inner_steps": 2, "bn": "running"},
+    "ragged": {"inner_steps": 2},
+    "mse": {"inner_steps": 2},
+    "per task": {"inner_steps": 2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer(layer: str, options: str) -> None:
+    build, shape = LAYERS[layer]
+
+    def initialised() -> nn.Module:
+        model = build()
+        model(torch.zeros(2, *shape))  # gives the head its size
+        return model
+
+    model = make(initialised)
+    tasks = make_tasks(shape, out=3 if options == "mse" else None)
+    if options == "ragged":
+        tasks = ragged(tasks)
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if options == "per task":
+        for name, value in parameters.items():
+            parameters[name] = value + 0.1 * torch.randn(3, *value.shape, dtype=torch.float64)
+    for value in parameters.values():
+        value.requires_grad_()
+    alpha = torch.full((OPTIONS[options].get("inner_steps", 1),), 0.05, dtype=torch.float64, requires_grad=True)
+    loss = "mse" if options == "mse" else "cross_entropy"
+    inner = InnerLoop.create(model, inner_lr=alpha, loss=loss, **{"inner_steps": 1, **OPTIONS[options]})
+    assert_agree(Case(model, tasks, parameters, inner, [alpha]))
+
+
+# --- nothing is silently wrong --------------------------------------------------------------------
+
+
+def mlp() -> nn.Module:
+    return make(lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))
+
+
+def loss_of(model: nn.Module, tasks: TaskBatch, **options: Any) -> Tensor:
+    return innerloop.maml_loss(model, tasks, **{"inner_lr": 0.1, "inner_steps": 2, "engine": "native", **options})
+
+
+def gradients_of(model: nn.Module) -> list[Tensor]:
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return gradients
+
+
+def test_the_loss_is_an_ordinary_tensor() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    alpha = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    loss = loss_of(model, tasks, inner_lr=alpha)
+    loss.backward(retain_graph=True)
+    once, alpha_once = gradients_of(model), alpha.grad.clone()
+    loss.backward(retain_graph=True)  # again
+    assert_close(alpha.grad, 2 * alpha_once, "α")
+    for a, e in zip(gradients_of(model), once, strict=True):
+        assert_close(a, e, "second backward")
+    (3.0 * loss + loss).backward()  # used twice, scaled
+    for a, e in zip(gradients_of(model), once, strict=True):
+        assert_close(a, 4 * e, "scaled")
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+    two = loss_of(model, tasks) + loss_of(model, tasks, first_order=True)
+    (2.0 * two).backward()
+    assert len(gradients_of(model)) == len(once)
+
+
+@pytest.mark.parametrize("through", ["parameters", "α", "the raw op"])
+def test_a_gradient_penalty_raises(through: str) -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    alpha = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    if through == "the raw op":
+        network = lowered(model)
+        options = {"step_weights": None, "support_weight": 0.0, "adapt": None, "first_order": False}
+        inner = InnerLoop.create(model, inner_lr=0.1, bn="transductive", loss="cross_entropy", **options)
+        call = engine._native_call(model, tasks, inner, None, "native")
+        assert call is not None
+        parameters, rates_, buffers, _, settings_ = call
+        needs = [True] * len(network.names)
+        losses = native._call(parameters, rates_, buffers, tasks, settings_, needs, False)[0]
+        loss = losses.mean()
+    else:
+        loss = loss_of(model, tasks, inner_lr=alpha)
+    inputs = [alpha] if through == "α" else list(model.parameters())
+    gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+    assert all(gradient.requires_grad for gradient in gradients)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        sum(gradient.square().sum() for gradient in gradients).backward()
+
+
+def test_parameters_written_between_forward_and_backward_are_noticed() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    loss = loss_of(model, tasks)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_under_no_grad_there_is_no_gradient() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    expected = loss_of(model, tasks, support_weight=0.5)
+    with torch.no_grad():
+        loss = loss_of(model, tasks, support_weight=0.5)
+    assert not loss.requires_grad
+    assert_close(loss, expected.detach(), "loss")
+    model.requires_grad_(False)
+    assert not loss_of(model, tasks, adapt=["0", "2"]).requires_grad
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    model[0].requires_grad_(False)
+    loss_of(model, tasks, adapt=["0", "2"]).backward()
+    assert model[0].weight.grad is None
+    frozen = model[2].weight.grad.clone()
+    model.zero_grad()
+    loss_of(model, tasks, adapt=["0", "2"], engine="torch").backward()
+    assert_close(frozen, model[2].weight.grad, "head")
+
+
+def test_an_encoder_in_front_takes_the_torch_engine() -> None:
+    model, tasks, encoder = mlp(), make_tasks((4,)), make(lambda: nn.Linear(4, 6))
+
+    def encoded() -> TaskBatch:
+        return TaskBatch(encoder(tasks.support_x), tasks.support_y, encoder(tasks.query_x), tasks.query_y)
+
+    with pytest.raises(ValueError, match="engine is 'native', but tasks require grad"):
+        loss_of(model, encoded())
+    loss_of(model, encoded(), engine="auto").backward()
+    actual = [encoder.weight.grad.clone(), *gradients_of(model)]
+    encoder.zero_grad()
+    loss_of(model, encoded(), engine="torch").backward()
+    for a, e in zip(actual, [encoder.weight.grad, *gradients_of(model)], strict=True):
+        assert_close(a, e, "encoder and model")
+    with torch.no_grad():
+        loss_of(model, encoded())  # nothing is asked of the encoder
+
+
+@pytest.mark.parametrize("bn", ["transductive", "support", "running"])
+def test_nothing_of_the_model_is_written(bn: Any) -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))).train()
+    before = copy.deepcopy(model.state_dict())
+    loss_of(model, make_tasks((6,)), bn=bn).backward()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_torch_func_transforms_take_the_torch_engine() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], chosen: Any) -> Tensor:
+        inner = InnerLoop.create(model, inner_lr=0.1)
+        return engine.meta_result(model, tasks, inner, parameters, engine=chosen).loss
+
+    with pytest.raises(ValueError, match=r"torch\.func"):
+        torch.func.grad(loss)(parameters, "native")
+    actual, expected = (torch.func.grad(loss)(parameters, chosen) for chosen in ("auto", "torch"))
+    for name in parameters:
+        assert_close(actual[name], expected[name], name)
+
+
+def test_autocast_takes_the_torch_engine() -> None:
+    with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
+        loss_of(mlp(), make_tasks((6,)))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a layer": ({"model": nn.Sequential(nn.Linear(6, 4), nn.Softplus(), nn.Linear(4, 3))}, "layer '1' does not lower"),
+    "a function as loss": ({"loss": F.cross_entropy}, "loss is a function"),
+    "a weighted loss": ({"loss": nn.CrossEntropyLoss(weight=torch.ones(3))}, "loss is a function"),
+    "a summed loss": ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "loss is a function"),
+    "samples": ({"model": nn.Sequential(nn.Linear(5, 3))}, r"0 meets samples of shape \[6\], expected \[5\]"),
+    "ways": ({"model": nn.Sequential(nn.Linear(6, 4))}, "tasks has 3 ways, but the model's head has 4 outputs"),
+    "half precision": ({"model": nn.Linear(6, 3).half(), "dtype": torch.float16}, "dtype torch.float16"),
+    "mixed dtypes": ({"model": nn.Linear(6, 3)}, "a parameter is torch.float32"),
+    "no statistics": (
+        {"model": nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3)), "bn": "running"},
+        "track_running_stats=False",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_native_says_why_it_cannot(name: str) -> None:
+    change, message = REFUSED[name]
+    arguments = {"model": mlp(), **change}
+    dtype = arguments.pop("dtype", torch.float64)
+    model = arguments.pop("model")
+    if name not in ("half precision", "mixed dtypes"):
+        model = model.double()
+    with pytest.raises(ValueError, match=f"engine is 'native', but .*{message}"):
+        loss_of(model, make_tasks((6,)).to(dtype), **arguments)
+
+
+def test_auto_says_once_why_it_is_not_native(caplog: pytest.LogCaptureFixture) -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 4), nn.Softplus(), nn.Linear(4, 3)))
+    with caplog.at_level(logging.INFO, "innerloop"):
+        for _ in range(3):
+            loss_of(model, make_tasks((6,)), engine="auto")
+    assert len(caplog.records) == 1
+    assert "layer '1' does not lower: Softplus" in caplog.text
+    with pytest.raises(ValueError, match="layer '1' does not lower"):
+        innerloop.get("maml")(model, engine="native")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_modules_are_recognised(smoothing: float) -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    module = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    native_loss = loss_of(model, tasks, loss=module)
+    assert_close(native_loss, loss_of(model, tasks, loss=module, engine="torch"), "loss")
+    if smoothing:
+        module.label_smoothing = 0.0  # noticed, though the arguments are the same objects
+        assert_close(loss_of(model, tasks, loss=module), loss_of(model, tasks), "changed")
+    targets = make_tasks((6,), out=3)
+    assert_close(loss_of(model, targets, loss=nn.MSELoss()), loss_of(model, targets, loss="mse", engine="torch"), "mse")
+
+
+def test_what_is_kept_of_the_arguments_is_never_stale() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+
+    def check(**options: Any) -> None:
+        for chosen in ("native", "torch"):
+            loss_of(model, tasks, engine=chosen, **options).backward()
+        gradients = gradients_of(model)
+        model.zero_grad()
+        loss_of(model, tasks, engine="torch", **options).backward()
+        for a, e in zip(gradients, gradients_of(model), strict=True):
+            assert_close(a, 2 * e, str(options))
+
+    check()
+    check(inner_lr=0.2)
+    check(adapt="2")
+    check(step_weights=[1.0, 0.5, 0.25])
+    check(step_weights=(1.0, 0.5, 0.25))
+    model[0].bias.requires_grad_(False)  # and so no longer adapted
+    check()
+    model[0].bias.requires_grad_(True)
+    check()
+    model.float()
+    tasks = tasks.to(torch.float32)
+    loss_of(model, tasks).backward()
+    model.double()
+    tasks = tasks.to(torch.float64)
+    model.zero_grad()
+    model[1] = nn.Sigmoid()
+    check()
+
+
+# --- threads, compile, adapt ----------------------------------------------------------------------
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 33), nn.Tanh(), nn.Linear(33, 3))).float()
+    tasks = make_tasks((6,), tasks=7).to(torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss_of(model, tasks).backward()
+            results.append(gradients_of(model))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_several_python_threads_at_once() -> None:
+    models = [mlp() for _ in range(8)]
+    tasks = make_tasks((6,))
+    expected = loss_of(mlp(), tasks, engine="torch").detach()
+    failures: list[BaseException] = []
+
+    def work(model: nn.Module) -> None:
+        try:
+            for _ in range(20):
+                loss = loss_of(model, tasks)
+                loss.backward()
+                assert_close(loss.detach(), expected, "loss")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    first = gradients_of(models[0])
+    for model in models[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients_of(model), first, strict=True))
+
+
+class TaskList(torch.utils.data.Dataset[TaskBatch]):
+    """Gives the meta-loss of a batch, computed where the worker is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        with torch.no_grad():
+            return loss_of(self.model, make_tasks((6,), seed=index))
+
+
+def test_data_loader_workers() -> None:
+    dataset = TaskList(mlp())
+    dataset[0]  # the parent has used the engine before it forks
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
+    for index, loss in enumerate(loader):
+        assert_close(loss, dataset[index], "loss of a worker")
+
+
+def test_adapt_is_the_inner_loop() -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)))
+    tasks = make_tasks((6,), tasks=1)
+    x, y, query = tasks.support_x[0], tasks.support_y[0], tasks.query_x[0]
+    for options in ({}, {"bn": "support"}, {"bn": "running"}, {"inner_steps": 0}):
+        learners = [
+            innerloop.get("maml")(model, **{"inner_lr": 0.1, "inner_steps": 3, **options}, engine=chosen).adapt(x, y)
+            for chosen in ("native", "torch")
+        ]
+        for (name, a), (_, e) in zip(*(learner.named_parameters() for learner in learners), strict=True):
+            assert_close(a, e, name)
+        assert_close(learners[0](query), learners[1](query), "outputs")
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_algorithm_survives_copying_and_pickling() -> None:
+    algorithm, tasks = innerloop.get("maml")(mlp(), engine="native"), make_tasks((6,))
+    expected = algorithm(tasks).loss
+    for twin in (copy.deepcopy(algorithm), pickle.loads(pickle.dumps(algorithm))):
+        assert_close(twin(tasks).loss, expected, "loss")
+
+
+@pytest.fixture
+def fresh_compiler() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["α a number", "α learned"])
+def test_compiles_at_the_first_call_and_once(learned: bool, fresh_compiler: None) -> None:
+    tasks = make_tasks((6,))
+    rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64)) if learned else 0.1
+    algorithm = innerloop.get("maml")(mlp(), inner_lr=rate, inner_steps=2, engine="native")
+    compiled = torch.compile(lambda tasks: algorithm(tasks).loss, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            if learned:
+                with torch.no_grad():
+                    rate.fill_(0.1 * (step + 1))
+            else:
+                algorithm.inner_lr = 0.1 * (step + 1)
+            loss = compiled(tasks)
+            loss.backward()
+        actual = [p.grad.clone() for p in algorithm.parameters()]
+        algorithm.zero_grad()
+        expected = loss_of(algorithm.model, tasks, inner_lr=rate if learned else 0.1 * (step + 1), engine="torch")
+        expected.backward()
+        assert_close(loss.detach(), expected.detach(), "loss")
+        for a, p in zip(actual, algorithm.parameters(), strict=True):
+            assert_close(a, p.grad, "gradient")
+        algorithm.zero_grad()
+
+
+def test_a_compiled_step_notices_another_mode(fresh_compiler: None) -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))).eval()
+    algorithm = innerloop.get("maml")(model, inner_lr=0.1)
+    compiled = torch.compile(lambda tasks: algorithm(tasks).loss, backend="aot_eager")
+    tasks = make_tasks((6,))
+    assert_close(compiled(tasks).detach(), algorithm(tasks).loss.detach(), "eval")
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    assert_close(compiled(tasks).detach(), algorithm(tasks).loss.detach(), "other values")
+    model.train()
+    losses = {float(compiled(tasks).detach()) for _ in range(5)}
+    assert len(losses) == 5, "dropout draws anew"
