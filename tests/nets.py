@@ -49,9 +49,10 @@ def make(module: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     model = module().double()
     with torch.no_grad():
         for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
+            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-                    tensor.copy_(torch.rand_like(tensor) + 0.5)
+                    if tensor is not None:
+                        tensor.copy_(torch.rand_like(tensor) + 0.5)
     return model
 
 

@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -134,7 +135,7 @@ class Case:
     def run(self, meta_result: Callable[..., Any]) -> tuple[Any, tuple[Tensor | None, ...]]:
         result = meta_result(self)
         inputs = [value for value in [*self.parameters.values(), *self.learned] if value.requires_grad]
-        if not result.loss.requires_grad:
+        if not inputs or not result.loss.requires_grad:
             return result, ()
         return result, torch.autograd.grad(result.loss, inputs, allow_unused=True)
 
@@ -251,7 +252,7 @@ def bias_before_batch_norm(model: nn.Module) -> set[str]:
     """Biases of layers that a BatchNorm reads: where it takes the batch's mean, their gradient is rounding noise."""
     names = set()
     layers = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    for (name, layer), (_, norm) in zip(layers, layers[1:], strict=False):
+    for (name, layer), (_, norm) in pairwise(layers):
         if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and isinstance(layer, (nn.Linear, nn.Conv2d)):
             names.add(f"{name}.bias")
     return names
@@ -269,8 +270,10 @@ def assert_agree(case: Case) -> None:
     names = [name for name, value in case.parameters.items() if value.requires_grad]
     names += [f"α {index}" for index in range(len(case.learned))]
     noisy = bias_before_batch_norm(case.model)
-    scale = max((float(e.abs().max()) for e in expected_gradients if e is not None), default=1.0)
+    scale = max((float(e.abs().max()) for e in expected_gradients if e is not None and e.numel()), default=1.0)
     for name, a, e in zip(names, gradients, expected_gradients, strict=False):
+        if e is not None and e.numel() == 0:  # α of no steps
+            continue
         if name in noisy or e is None or float(e.abs().max()) < 1e-8 * scale:
             # Rounding noise, or no part of the loss: nothing to be relative to.
             difference = (0 if a is None else a) - (0 if e is None else e)
@@ -313,9 +316,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv, stride 2": (lambda: conv_net(nn.Conv2d(2, 5, 3, stride=2, padding=1)), (2, 5, 6)),
     "conv 1x1": (lambda: conv_net(nn.Conv2d(2, 5, 1)), (2, 5, 6)),
     "conv 5x5": (lambda: conv_net(nn.Conv2d(2, 17, 5, padding=2)), (2, 5, 6)),
-    "two convs": (lambda: conv_net(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1))), (1, 6, 5)),
+    "two convs": (lambda: conv_net(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3))), (1, 6, 5)),
     "batch norm": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5))), (2, 5, 6)),
-    "batch norm of vectors": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)), (6,)),
+    "batch norm of vectors": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), (6,)),
     "layer norm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (6,)),
     "layer norm of images": (lambda: conv_net(nn.LayerNorm([2, 4, 3])), (2, 4, 3)),
     "group norm": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4))), (2, 5, 6)),
@@ -729,6 +732,7 @@ def test_compiles_at_the_first_call_and_once(learned: bool, fresh_compiler: None
         algorithm.zero_grad()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, after a graph break
 def test_a_compiled_step_notices_another_mode(fresh_compiler: None) -> None:
     model = make(lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))).eval()
     algorithm = innerloop.get("maml")(model, inner_lr=0.1)

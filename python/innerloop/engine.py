@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,13 +15,16 @@ from innerloop import torch_engine
 from innerloop.contract import Result
 from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR, Rate
 from innerloop.losses import Loss, accuracy_per_task
-from innerloop.lowering import Lowered, lowered
+from innerloop.lowering import lowered
 from innerloop.ops import maml as native
 from innerloop.ops._differentiable import transforms_active
 from innerloop.registry import nearest
 from innerloop.tasks import TaskBatch
 
 Engine = Literal["auto", "native", "torch"]
+
+# An autograd loop over tasks is nothing that torch.compile should unroll: in a compiled step it runs as it is.
+_by_torch = torch.compiler.disable(torch_engine.meta_result)
 
 log = logging.getLogger("innerloop")
 
@@ -67,7 +71,7 @@ def meta_result(
             loss, task_losses, logits = native.maml(*call)
             accuracies = accuracy_per_task(logits, tasks.query_y, tasks.query_mask) if tasks.is_classification else None
             return Result(loss, task_losses, logits, accuracies)
-    return torch_engine.meta_result(model, _own(model, parameters), tasks, inner)
+    return _by_torch(model, _own(model, parameters), tasks, inner)
 
 
 def adapt(model: nn.Module, x: Tensor, y: Tensor, inner: InnerLoop, engine: Engine = "auto") -> dict[str, Tensor]:
@@ -144,7 +148,7 @@ def maml_loss(
         call = _native_call(model, tasks, inner, None, engine)
         if call is not None:
             return native.maml(*call)[0]
-    return torch_engine.meta_result(model, _own(model, None), tasks, inner).loss
+    return _by_torch(model, _own(model, None), tasks, inner).loss
 
 
 def inner_loop(model: nn.Module, *, inner_lr: InnerLR, **options: Any) -> InnerLoop:
@@ -156,7 +160,7 @@ def inner_loop(model: nn.Module, *, inner_lr: InnerLR, **options: Any) -> InnerL
     if kept.program is None:
         return InnerLoop.create(model, inner_lr=inner_lr, **options)
     # What create() reads of the parameters that a Program uses; the others take no part in the inner loop.
-    parameters = kept.parameters(model)
+    parameters = kept.parameters()
     states = [(parameter.requires_grad, parameter.dtype, parameter.device) for parameter in parameters]
     try:
         key = (inner_lr, *options.items(), recognised(options["loss"]), *states)
@@ -168,7 +172,10 @@ def inner_loop(model: nn.Module, *, inner_lr: InnerLR, **options: Any) -> InnerL
         if len(kept.memory) >= 128:  # a schedule that changes α at every step does not fill the memory
             kept.memory.clear()
         kept.memory[key] = found
-        kept.memory[id(found)] = found, _settings(kept, found, parameters)  # with found: nothing else gets its id
+        kept.memory[id(found)] = (
+            found,
+            _settings(kept.names, kept.code, parameters, found),
+        )  # with found: nothing else gets its id
     return found
 
 
@@ -193,39 +200,92 @@ def _native_call(
     Raises:
         ValueError: engine is "native" and it cannot be.
     """
-    network = lowered(model)
-    if parameters is None:
-        tensors = network.parameters(model) if network.program is not None else []
-    else:
+    network = _network(model, tasks)
+    if parameters is not None:
         torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
-        tensors = [parameters[name] for name in network.names]
-    reason = why_not_native(network, tensors, tasks, inner)
+        network = replace(network, parameters=[parameters[name] for name in network.names])
+    reason = network.problem or _why_not_native(network, tasks, inner)
     if reason is not None:
         if engine == "native":
             raise ValueError(f"engine is 'native', but {reason}")
-        if reason not in network.told:
-            network.told.add(reason)
-            log.warning("%s: the torch engine computes the meta-gradient: %s", type(model).__name__, reason)
+        _tell(model, reason)
         return None
-    kept = None if torch.compiler.is_compiling() else network.memory.get(id(inner))
-    rates, settings = _settings(network, inner, tensors) if kept is None else kept[1]
-    return tensors, rates, network.buffers(model), tasks, settings
+    kept = None if torch.compiler.is_compiling() else lowered(model).memory.get(id(inner))
+    rates, settings = _settings(network.names, network.code, network.parameters, inner) if kept is None else kept[1]
+    return list(network.parameters), rates, list(network.buffers), tasks, settings
 
 
-def why_not_native(network: Lowered, parameters: Sequence[Tensor], tasks: TaskBatch, inner: InnerLoop) -> str | None:
-    """What keeps the native engine from computing exactly what the torch engine would; None: nothing."""
+def _tell(model: nn.Module, reason: str) -> None:
+    """Say once for a model why the torch engine runs it."""
+    told = lowered(model).told
+    if reason not in told:
+        told.add(reason)
+        log.warning("%s: the torch engine computes the meta-gradient: %s", type(model).__name__, reason)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A lowered model with its tensors, for samples of one shape.
+
+    Attributes:
+        problem: why there is none. names, parameters, buffers: in the program's order. code: Program.encode().
+        outputs: their number. has_running_statistics: every BatchNorm has them.
+    """
+
+    problem: str | None
+    names: tuple[str, ...]
+    code: Sequence[int]
+    parameters: Sequence[Tensor]
+    buffers: Sequence[Tensor]
+    outputs: int
+    has_running_statistics: bool
+
+
+def _network(model: nn.Module, tasks: TaskBatch) -> _Network:
+    sample = tuple(tasks.support_x.shape[2:])
+    if torch.compiler.is_compiling():
+        # A compiled graph has the Program as a constant, and is made anew for another mode; it follows tensors through
+        # the module alone.
+        training = tuple([module.training for module in model.modules()])
+        problem, names, buffers, code, outputs, statistics = _constants(model, training, sample)
+        parameters = [model.get_parameter(name) for name in names]
+        return _Network(
+            problem, names, code, parameters, [model.get_buffer(name) for name in buffers], outputs, statistics
+        )
+    network = lowered(model)
     if network.error is not None:
-        return str(network.error)
+        return _Network(str(network.error), (), (), [], [], 0, False)
+    outputs = network.outputs(sample)
+    problem, outputs = (outputs, 0) if isinstance(outputs, str) else (None, outputs)
+    return _Network(
+        problem, network.names, network.code, network.parameters(), network.buffers(), outputs,
+        network.has_running_statistics,
+    )  # fmt: skip
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constants(model: nn.Module, training: tuple[bool, ...], sample: tuple[int, ...]) -> tuple[Any, ...]:
+    """What a compiled graph takes from a lowered model: plain values."""
+    network = lowered(model)
+    if network.program is None:
+        return str(network.error), (), (), (), 0, False
+    outputs = network.outputs(sample)
+    problem, outputs = (outputs, 0) if isinstance(outputs, str) else (None, outputs)
+    return problem, network.names, network.program.buffers, tuple(network.code), outputs, network.has_running_statistics
+
+
+def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop) -> str | None:
+    """What keeps the native engine from computing exactly what the torch engine would; None: nothing."""
     x = tasks.support_x
     if x.device.type != "cpu":
         return f"tasks are on {x.device}, and it computes on the CPU"
     if x.dtype not in (torch.float32, torch.float64):
         return f"tasks have dtype {x.dtype}, and it computes in float32 and float64"
-    for parameter in parameters:
+    for parameter in network.parameters:
         if parameter.dtype != x.dtype or parameter.device != x.device:
             return f"a parameter is {parameter.dtype} on {parameter.device}, and tasks are {x.dtype} on {x.device}"
-    if torch.is_grad_enabled() and any(
-        side.requires_grad for side in (x, tasks.query_x, tasks.support_y, tasks.query_y)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or tasks.query_x.requires_grad or tasks.support_y.requires_grad or tasks.query_y.requires_grad
     ):
         return "tasks require grad, and it has gradients of parameters and inner_lr only"
     kind, _ = recognised(inner.loss)
@@ -233,9 +293,7 @@ def why_not_native(network: Lowered, parameters: Sequence[Tensor], tasks: TaskBa
         return "loss is a function that it does not know; it has 'cross_entropy' and 'mse'"
     if (kind == "mse") == tasks.is_classification:
         return f"loss is {kind} and targets have dtype {tasks.support_y.dtype}"
-    outputs = network.outputs(tuple(x.shape[2:]))
-    if isinstance(outputs, str):
-        return outputs
+    outputs = network.outputs
     if tasks.is_classification and (tasks.ways != outputs or tasks.support_y.dim() != 2):
         return f"tasks has {tasks.ways} ways, but the model's head has {outputs} outputs: make them equal"
     if not tasks.is_classification and tasks.support_y.shape[2:] != (outputs,):
@@ -279,14 +337,14 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
 _BN_CODES = {"transductive": 0, "support": 1, "running": 2}
 
 
-def _settings(network: Lowered, inner: InnerLoop, parameters: list[Tensor]) -> tuple[list[Tensor], native.Settings]:
+def _settings(
+    names: Sequence[str], code: Sequence[int], parameters: Sequence[Tensor], inner: InnerLoop
+) -> tuple[list[Tensor], native.Settings]:
     """(α in the op's form, the rest)."""
     kind, smoothing = recognised(inner.loss)
-    rates = [
-        _matrix(inner.rates.get(name), parameter) for name, parameter in zip(network.names, parameters, strict=True)
-    ]
+    rates = [_matrix(inner.rates.get(name), parameter) for name, parameter in zip(names, parameters, strict=True)]
     settings = native.Settings(
-        program=network.code,
+        program=code,
         bn=_BN_CODES[inner.bn],
         loss=int(kind == "mse"),
         label_smoothing=smoothing,
@@ -302,4 +360,7 @@ def _matrix(rate: Rate | None, parameter: Tensor) -> Tensor:
     """α of a parameter as [1 or K, 1 or numel]; [0, 0] where it is not adapted."""
     if rate is None:
         return parameter.new_empty(0, 0)
-    return rate.value.reshape(len(rate.value) if rate.per_step else 1, -1)
+    value = rate.value
+    if rate.per_step:
+        return value.reshape(len(value), value[0].numel() if len(value) else 0)
+    return value.reshape(1, -1)

@@ -703,17 +703,12 @@ class Lowered:
         attributes and hooks."""
         return bool(torch_module._has_any_global_hook()) == self._global_hooks and self._watch.is_unchanged()
 
-    def parameters(self, model: nn.Module) -> list[Tensor]:
+    def parameters(self) -> list[Tensor]:
         """The model's own tensors, in the program's order."""
-        if torch.compiler.is_compiling():  # which follows tensors through the module only
-            return [model.get_parameter(name) for name in self.names]
         return [slots[name] for slots, name in self._parameters]
 
-    def buffers(self, model: nn.Module) -> list[Tensor]:
+    def buffers(self) -> list[Tensor]:
         """Running statistics, in the program's order."""
-        if torch.compiler.is_compiling():
-            assert self.program is not None
-            return [model.get_buffer(name) for name in self.program.buffers]
         return [slots[name] for slots, name in self._buffers]
 
     def outputs(self, sample: tuple[int, ...]) -> int | str:
@@ -732,23 +727,12 @@ class Lowered:
 def lowered(model: nn.Module) -> Lowered:
     """The model lowered; kept until something about the model changes. What its forward reads from elsewhere (a
     global variable) is taken to stay as it is."""
-    if torch.compiler.is_compiling():  # a compiled graph has the Program as a constant, and is redone for another mode
-        return _lowered_in_mode(model, tuple(module.training for module in model.modules()))
-    return _lowered(model)
-
-
-def _lowered(model: nn.Module) -> Lowered:
     known = _known.get(model)
     if known is None or not known.is_current():
         with _one_at_a_time:
             known = Lowered(model)
             _known[model] = known
     return known
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _lowered_in_mode(model: nn.Module, training: tuple[bool, ...]) -> Lowered:
-    return _lowered(model)
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, Lowered] = weakref.WeakKeyDictionary()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,13 @@ class MAML(Algorithm):
         if engine == "native":
             engines.check_lowers(model)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "inner_lr":
+            # A compiled step reads a number from a tensor, so that another number is no reason to compile again.
+            is_number = isinstance(value, (int, float))
+            self._inner_lr_tensor = torch.tensor(float(value), dtype=torch.float64) if is_number else None
+        super().__setattr__(name, value)
+
     def adapted(self) -> list[str] | None:
         """Names or prefixes of the parameters that the inner loop adapts; None: all."""
         return None
@@ -73,9 +80,10 @@ class MAML(Algorithm):
         weights = self.step_weights
         if weights is not None and len(weights) != self.inner_steps + 1 and not torch.is_grad_enabled():
             weights = None
+        rate = self._inner_lr_tensor
         return engines.inner_loop(
             self.model,
-            inner_lr=self.inner_lr,
+            inner_lr=self.inner_lr if rate is None or not torch.compiler.is_compiling() else rate,
             inner_steps=self.inner_steps,
             step_weights=weights,
             support_weight=self.support_weight,

@@ -32,12 +32,12 @@ class Settings:
         paths: for each specialised path 0 off, 1 chosen by cost, 2 forced where it applies.
     """
 
-    program: list[int]
+    program: Sequence[int]
     bn: int
     loss: int
     label_smoothing: float
     steps: int
-    step_weights: list[float]
+    step_weights: Sequence[float]
     support_weight: float
     first_order: bool
     paths: Sequence[int] = AUTOMATIC
