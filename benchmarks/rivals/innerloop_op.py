@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from innerloop.lowering import lowered
-from innerloop.ops.maml import _call
-
 from innerloop import TaskBatch
 from innerloop.engine import _native_call
 from innerloop.inner_loop import InnerLoop
+from innerloop.lowering import lowered
+from innerloop.ops.maml import _call
 from rivals import Step
 from rivals.innerloop_step import inner_loop_of
 from rivals.torch_parts import batch

@@ -16,6 +16,7 @@ register = algorithms.register
 # Imported when first used, so that `import innerloop` stays light.
 _LAZY = {
     "maml_loss": "innerloop.engine",
+    "explain": "innerloop.explanation",
     "fit": "innerloop.training",
     "evaluate": "innerloop.evaluation",
     "data": "innerloop.data",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -210,9 +210,26 @@ def _native_call(
             raise ValueError(f"engine is 'native', but {reason}")
         _tell(model, reason)
         return None
-    kept = None if torch.compiler.is_compiling() else lowered(model).memory.get(id(inner))
+    kept = network.memory.get(id(inner))
     rates, settings = _settings(network.names, network.code, network.parameters, inner) if kept is None else kept[1]
     return list(network.parameters), rates, list(network.buffers), tasks, settings
+
+
+def native_call(model: nn.Module, tasks: TaskBatch, inner: InnerLoop) -> _NativeCall:
+    """The arguments of ops.maml.maml.
+
+    Raises:
+        ValueError: the native engine cannot compute this, and the message says why.
+    """
+    call = _native_call(model, tasks, inner, None, "native")
+    assert call is not None
+    return call
+
+
+def why_not_native(model: nn.Module, tasks: TaskBatch, inner: InnerLoop) -> str | None:
+    """What keeps the native engine from computing what the torch engine would; None: nothing."""
+    network = _network(model, tasks)
+    return network.problem or _why_not_native(network, tasks, inner)
 
 
 def _tell(model: nn.Module, reason: str) -> None:
@@ -229,7 +246,7 @@ class _Network:
 
     Attributes:
         problem: why there is none. names, parameters, buffers: in the program's order. code: Program.encode().
-        outputs: their number. has_running_statistics: every BatchNorm has them.
+        outputs: their number. has_running_statistics: every BatchNorm has them. memory: see inner_loop().
     """
 
     problem: str | None
@@ -239,6 +256,7 @@ class _Network:
     buffers: Sequence[Tensor]
     outputs: int
     has_running_statistics: bool
+    memory: Mapping[Any, Any] = field(default_factory=dict)
 
 
 def _network(model: nn.Module, tasks: TaskBatch) -> _Network:
@@ -259,7 +277,7 @@ def _network(model: nn.Module, tasks: TaskBatch) -> _Network:
     problem, outputs = (outputs, 0) if isinstance(outputs, str) else (None, outputs)
     return _Network(
         problem, network.names, network.code, network.parameters(), network.buffers(), outputs,
-        network.has_running_statistics,
+        network.has_running_statistics, network.memory,
     )  # fmt: skip
 
 
