@@ -43,7 +43,9 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'innerloop' has no attribute {name!r}")
     module = import_module(_LAZY[name])
-    return module if _LAZY[name] == f"innerloop.{name}" else getattr(module, name)
+    value = module if _LAZY[name] == f"innerloop.{name}" else getattr(module, name)
+    globals()[name] = value  # found at once the next time
+    return value
 
 
 def __dir__() -> list[str]:

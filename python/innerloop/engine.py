@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from innerloop import torch_engine
 from innerloop.contract import Result
 from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR, Rate
 from innerloop.losses import Loss, accuracy_per_task
-from innerloop.lowering import lowered
+from innerloop.lowering import Lowered, lowered
 from innerloop.ops import maml as native
 from innerloop.ops._differentiable import transforms_active
 from innerloop.registry import nearest
@@ -133,8 +132,10 @@ def maml_loss(
         TypeError, ValueError: an argument that does not fit; the message names it and what was expected.
     """
     check_engine(engine)
+    network = None if engine == "torch" or torch.compiler.is_compiling() else lowered(model)
     inner = inner_loop(
         model,
+        network,
         inner_lr=inner_lr,
         inner_steps=inner_steps,
         step_weights=step_weights,
@@ -145,30 +146,31 @@ def maml_loss(
         loss=loss,
     )
     if engine != "torch":
-        call = _native_call(model, tasks, inner, None, engine)
+        call = _native_call(model, tasks, inner, None, engine, network)
         if call is not None:
             return native.maml(*call)[0]
     return _by_torch(model, _own(model, None), tasks, inner).loss
 
 
-def inner_loop(model: nn.Module, *, inner_lr: InnerLR, **options: Any) -> InnerLoop:
+def inner_loop(model: nn.Module, network: Lowered | None = None, **options: Any) -> InnerLoop:
     """:meth:`InnerLoop.create`, kept for the model where the arguments are plain values: checking them anew costs more
     than a step of a small net."""
+    inner_lr = options["inner_lr"]
     if torch.compiler.is_compiling() or not isinstance(inner_lr, (int, float)):
-        return InnerLoop.create(model, inner_lr=inner_lr, **options)
-    kept = lowered(model)
+        return InnerLoop.create(model, **options)
+    kept = network or lowered(model)
     if kept.program is None:
-        return InnerLoop.create(model, inner_lr=inner_lr, **options)
+        return InnerLoop.create(model, **options)
     # What create() reads of the parameters that a Program uses; the others take no part in the inner loop.
     parameters = kept.parameters()
     states = [(parameter.requires_grad, parameter.dtype, parameter.device) for parameter in parameters]
     try:
-        key = (inner_lr, *options.items(), recognised(options["loss"]), *states)
+        key = (*options.items(), recognised(options["loss"]), *states)
         found: InnerLoop | None = kept.memory.get(key)
     except TypeError:  # unhashable: a list of step weights or of names
-        return InnerLoop.create(model, inner_lr=inner_lr, **options)
+        return InnerLoop.create(model, **options)
     if found is None:
-        found = InnerLoop.create(model, inner_lr=inner_lr, **options)
+        found = InnerLoop.create(model, **options)
         if len(kept.memory) >= 128:  # a schedule that changes α at every step does not fill the memory
             kept.memory.clear()
         kept.memory[key] = found
@@ -194,16 +196,17 @@ def _native_call(
     inner: InnerLoop,
     parameters: Mapping[str, Tensor] | None,
     engine: Engine,
+    known: Lowered | None = None,
 ) -> _NativeCall | None:
     """The arguments of the native op; None where the torch engine takes over.
 
     Raises:
         ValueError: engine is "native" and it cannot be.
     """
-    network = _network(model, tasks)
+    network = _network(model, tasks, known)
     if parameters is not None:
         torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
-        network = replace(network, parameters=[parameters[name] for name in network.names])
+        network = network._replace(parameters=[parameters[name] for name in network.names])
     reason = network.problem or _why_not_native(network, tasks, inner)
     if reason is not None:
         if engine == "native":
@@ -240,8 +243,7 @@ def _tell(model: nn.Module, reason: str) -> None:
         log.warning("%s: the torch engine computes the meta-gradient: %s", type(model).__name__, reason)
 
 
-@dataclass(frozen=True)
-class _Network:
+class _Network(NamedTuple):
     """A lowered model with its tensors, for samples of one shape.
 
     Attributes:
@@ -256,10 +258,10 @@ class _Network:
     buffers: Sequence[Tensor]
     outputs: int
     has_running_statistics: bool
-    memory: Mapping[Any, Any] = field(default_factory=dict)
+    memory: Mapping[Any, Any]
 
 
-def _network(model: nn.Module, tasks: TaskBatch) -> _Network:
+def _network(model: nn.Module, tasks: TaskBatch, known: Lowered | None = None) -> _Network:
     sample = tuple(tasks.support_x.shape[2:])
     if torch.compiler.is_compiling():
         # A compiled graph has the Program as a constant, and is made anew for another mode; it follows tensors through
@@ -267,29 +269,29 @@ def _network(model: nn.Module, tasks: TaskBatch) -> _Network:
         training = tuple([module.training for module in model.modules()])
         problem, names, buffers, code, outputs, statistics = _constants(model, training, sample)
         parameters = [model.get_parameter(name) for name in names]
-        return _Network(
-            problem, names, code, parameters, [model.get_buffer(name) for name in buffers], outputs, statistics
-        )
-    network = lowered(model)
-    if network.error is not None:
-        return _Network(str(network.error), (), (), [], [], 0, False)
-    outputs = network.outputs(sample)
-    problem, outputs = (outputs, 0) if isinstance(outputs, str) else (None, outputs)
+        running = [model.get_buffer(name) for name in buffers]
+        return _Network(problem, names, code, parameters, running, outputs, statistics, {})
+    network = known or lowered(model)
+    problem, outputs = network.outputs(sample)
     return _Network(
-        problem, network.names, network.code, network.parameters(), network.buffers(), outputs,
-        network.has_running_statistics, network.memory,
-    )  # fmt: skip
+        problem,
+        network.names,
+        network.code,
+        network.parameters(),
+        network.buffers(),
+        outputs,
+        network.has_running_statistics,
+        network.memory,
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constants(model: nn.Module, training: tuple[bool, ...], sample: tuple[int, ...]) -> tuple[Any, ...]:
     """What a compiled graph takes from a lowered model: plain values."""
     network = lowered(model)
-    if network.program is None:
-        return str(network.error), (), (), (), 0, False
-    outputs = network.outputs(sample)
-    problem, outputs = (outputs, 0) if isinstance(outputs, str) else (None, outputs)
-    return problem, network.names, network.program.buffers, tuple(network.code), outputs, network.has_running_statistics
+    buffers = () if network.program is None else network.program.buffers
+    problem, outputs = network.outputs(sample)
+    return problem, network.names, buffers, tuple(network.code), outputs, network.has_running_statistics
 
 
 def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop) -> str | None:

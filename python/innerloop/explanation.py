@@ -67,7 +67,8 @@ def explanation(
     size = tasks.support_x.element_size()
     parts.append(
         f"{parameters:,} parameters. A task of {support} + {query} samples of {list(sample)} and {inner_steps} inner "
-        f"steps: {cost.flops / 1e6:,.2f} MFLOP in products and convolutions, about {cost.numbers * size / 1e6:,.2f} MB."
+        f"steps: {cost.flops / 1e6:,.2f} MFLOP in products and convolutions, up to "
+        f"{cost.numbers * size / 1e6:,.2f} MB."
     )
     parts.append(native.plan(*engine.native_call(model, tasks, inner)))
     return "\n\n".join(parts)

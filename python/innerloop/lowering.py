@@ -686,7 +686,9 @@ class Lowered:
         self.told: set[str] = set()
         self._watch = _Watch(model)
         self._global_hooks = bool(torch_module._has_any_global_hook())
-        self._shapes: dict[tuple[int, ...], int | str] = {}
+        self._outputs: dict[tuple[int, ...], tuple[str | None, int]] = {}
+        self._parameters: list[tuple[dict[str, Any], str]] = []
+        self._buffers: list[tuple[dict[str, Any], str]] = []
         try:
             self.program = lower(model)
         except NotLowerable as error:
@@ -711,16 +713,18 @@ class Lowered:
         """Running statistics, in the program's order."""
         return [slots[name] for slots, name in self._buffers]
 
-    def outputs(self, sample: tuple[int, ...]) -> int | str:
-        """The number of outputs for samples of a shape; or why the program does not take them."""
-        found = self._shapes.get(sample)
+    def outputs(self, sample: tuple[int, ...]) -> tuple[str | None, int]:
+        """(what is wrong with samples of a shape, or with the model; the number of outputs for them)."""
+        found = self._outputs.get(sample)
         if found is None:
-            assert self.program is not None
-            try:
-                found = self.program.shapes(sample)[self.program.output][0]
-            except ValueError as error:
-                found = str(error)
-            self._shapes[sample] = found
+            if self.program is None:
+                found = str(self.error), 0
+            else:
+                try:
+                    found = None, self.program.shapes(sample)[self.program.output][0]
+                except ValueError as error:
+                    found = str(error), 0
+            self._outputs[sample] = found
         return found
 
 

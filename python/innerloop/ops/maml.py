@@ -69,7 +69,10 @@ def maml(
     if torch.compiler.is_compiling():  # the op's own autograd, which a compiled graph needs
         task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)[:2]
         return task_losses.mean(), task_losses.detach(), logits.detach()
-    return _Maml.apply((buffers, tasks, settings, needs, learn_rates), *parameters, *rates)
+    differentiated = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
+    if learn_rates:
+        differentiated += [rate for rate in rates if rate.numel()]
+    return _Maml.apply((parameters, rates, buffers, tasks, settings, needs, learn_rates), *differentiated)
 
 
 def adapt(
@@ -118,45 +121,30 @@ class _Maml(torch.autograd.Function):
     """The op for eager mode: half the overhead of the autograd that torch.library would give it."""
 
     @staticmethod
-    def forward(ctx: Any, arguments: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        buffers, tasks, settings, needs, learn_rates = arguments
-        count = len(needs)
+    def forward(ctx: Any, arguments: tuple[Any, ...], *differentiated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            task_losses, logits, *gradients = _call(
-                list(tensors[:count]), list(tensors[count:]), buffers, tasks, settings, needs, learn_rates
-            )
-        _save(ctx, tensors, gradients)
+            task_losses, logits, *gradients = _call(*arguments)
+        ctx.gradients = [gradient for gradient in gradients if gradient.numel()]
+        # Kept so that one written to before backward is noticed, as torch's own functions notice it.
+        ctx.save_for_backward(*differentiated)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(task_losses, logits)
         return task_losses.mean(), task_losses, logits
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return None, *_hand_over(ctx, upstream)
+        differentiated = ctx.saved_tensors
+        if upstream is None:
+            return (None,) * (len(differentiated) + 1)
+        return None, *_scaled(upstream, ctx.gradients, differentiated)
 
 
-def _save(ctx: Any, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Keep the gradients that are wanted, and the tensors they belong to: so a tensor that was written to after the
-    forward pass is noticed, as torch's own functions notice it."""
-    ctx.places = [place for place, gradient in enumerate(gradients) if gradient.numel()]
-    ctx.count = len(tensors)
-    ctx.save_for_backward(*(tensors[place] for place in ctx.places), *(gradients[place] for place in ctx.places))
-
-
-def _hand_over(ctx: Any, upstream: Tensor | None) -> list[Tensor | None]:
-    """The gradient of each of the tensors given to _save."""
-    result: list[Tensor | None] = [None] * ctx.count
-    if upstream is None:
-        return result
-    saved = ctx.saved_tensors
-    tensors, gradients = list(saved[: len(ctx.places)]), list(saved[len(ctx.places) :])
+def _scaled(upstream: Tensor, gradients: list[Tensor], differentiated: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of tensors times the upstream gradient; where they are to be differentiated, by the op that
+    raises."""
     if torch.is_grad_enabled():
-        scaled = torch.ops.innerloop.maml_backward(upstream, gradients, tensors)
-    else:
-        scaled = torch._foreach_mul(gradients, upstream)
-    for place, gradient in zip(ctx.places, scaled, strict=True):
-        result[place] = gradient
-    return result
+        return torch.ops.innerloop.maml_backward(upstream, gradients, list(differentiated))
+    return torch._foreach_mul(gradients, upstream)
 
 
 @torch.library.custom_op("innerloop::maml_backward", mutates_args=())
@@ -181,16 +169,23 @@ _maml_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, outp
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    parameters, rates = inputs[:2]
-    ctx.parameters, ctx.buffers = len(parameters), len(inputs[2])
-    _save(ctx, [*parameters, *rates], output[2:])
+    parameters, rates, buffers = inputs[:3]
+    tensors, gradients = [*parameters, *rates], output[2:]
+    ctx.lengths = len(parameters), len(rates), len(buffers)
+    ctx.places = [place for place, gradient in enumerate(gradients) if gradient.numel()]
+    ctx.save_for_backward(*(tensors[place] for place in ctx.places), *(gradients[place] for place in ctx.places))
 
 
 def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
-    # The task losses reach the meta-loss through their mean alone, so each entry is the upstream gradient over T.
-    total = None if upstream[0] is None else upstream[0].sum()
-    gradients = _hand_over(ctx, total)
-    return gradients[: ctx.parameters], gradients[ctx.parameters :], [None] * ctx.buffers, *[None] * 17
+    parameters, rates, buffers = ctx.lengths
+    results: list[Tensor | None] = [None] * (parameters + rates)
+    if upstream[0] is not None:
+        count = len(ctx.places)
+        differentiated, gradients = list(ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
+        # The task losses reach the meta-loss through their mean alone, so each entry is the upstream gradient over T.
+        for place, gradient in zip(ctx.places, _scaled(upstream[0].sum(), gradients, differentiated), strict=True):
+            results[place] = gradient
+    return results[:parameters], results[parameters:], [None] * buffers, *[None] * 17
 
 
 def _fake(
