@@ -34,8 +34,7 @@ class MAML(Algorithm):
         engine: "auto", "native" or "torch".
     """
 
-    # One thread: a task's tensors are too small to share. Two are no faster, and wait for each other on a busy machine.
-    training_defaults: ClassVar = {"steps": 3000, "meta_batch_size": 8, "queries": 5, "clip": 10.0, "threads": 1}
+    training_defaults: ClassVar = {"steps": 3000, "meta_batch_size": 8, "queries": 5, "clip": 10.0}
     model_defaults: ClassVar = {"conv4": {"filters": 32, "downsample": "stride"}}
 
     def __init__(
