@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/chosen_patches.h"
 #include "kernels/convolution.h"
 #include "kernels/gemm.h"
 
@@ -275,6 +276,46 @@ constexpr Case cases[] = {
     {"kernel_as_large_as_the_map", 4, 5, 5, 5, 5, 1, 1, 0, 0, 1, 1, 0},
 };
 
+void check_chosen_patches([[maybe_unused]] int64_t pixel, [[maybe_unused]] int64_t vectors) {
+  if constexpr (has_table_lookup) {
+    const ChosenShape s{
+        .height = 3, .width = 5, .channels = vectors * lanes<float>, .pixel = pixel, .x_row = 12 * pixel};
+    const auto x = random<float>(8 * s.x_row), dy = random<float>(s.height * s.width * s.channels);
+    const auto w = random<float>(9 * pixel * s.channels);
+    std::vector<int32_t> choice(dy.size());
+    for (int32_t& c : choice) c = static_cast<int32_t>(generator() % 5) - 1;
+    auto patches = random<float>(9 * pixel * s.channels), sums = random<float>(s.channels);
+    Array<double> expected(patches.begin(), patches.end()), expected_sums(sums.begin(), sums.end());
+    Array<double> products(static_cast<size_t>(s.width * s.channels));
+    const int64_t row = 1;  // of outputs, for the product
+    Array<float> z(products.size());
+    for (int64_t y = 0; y < s.height; ++y) {
+      for (int64_t column = 0; column < s.width; ++column) {
+        for (int64_t c = 0; c < s.channels; ++c) {
+          const int64_t at = (y * s.width + column) * s.channels + c;
+          if (choice[at] < 0) continue;
+          expected_sums[c] += dy[at];
+          for (int64_t k = 0; k < 9 * pixel; ++k) {
+            const int64_t from = (2 * y + choice[at] / 2 + k / (3 * pixel)) * s.x_row +
+                                 (2 * column + choice[at] % 2) * pixel + k % (3 * pixel);
+            expected[k * s.channels + c] += double(x[from]) * dy[at];
+            if (y == row) products[column * s.channels + c] += double(x[from]) * w[k * s.channels + c];
+          }
+        }
+      }
+    }
+    const std::string name = std::to_string(pixel) + "x" + std::to_string(vectors) + "vectors";
+    add_chosen_patches(s, x.data(), choice.data(), dy.data(), patches.data(), sums.data());
+    report<float>("add_chosen_patches " + name, patches, expected);
+    report<float>("add_chosen_patches_sums " + name, sums, expected_sums);
+    const int64_t of_row = row * s.width * s.channels;
+    multiply_chosen_patches(s, x.data() + 2 * row * s.x_row, choice.data() + of_row, w.data(), z.data());
+    for (size_t i = 0; i < z.size(); ++i)
+      z[i] = choice[of_row + i] < 0 ? 0 : z[i];  // anything, where nothing is chosen
+    report<float>("multiply_chosen_patches " + name, z, products);
+  }
+}
+
 template <class T>
 void check_all() {
   for (const int64_t rows : {1, 5, 13, 31}) {
@@ -293,4 +334,7 @@ void check_all() {
 int main() {
   check_all<double>();
   check_all<float>();
+  for (const int64_t pixel : {1, 3}) {
+    for (const int64_t vectors : {1, 2, 5}) check_chosen_patches(pixel, vectors);
+  }
 }
