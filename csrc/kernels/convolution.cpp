@@ -155,7 +155,7 @@ int64_t Convolution<T>::weights_size() const {
 
 template <class T>
 int64_t Convolution<T>::transformed_size(int tile) const {
-  return winograd_points(tile) * shape_.channels * shape_.outputs;
+  return winograd_weights_size(tile, shape_.channels, shape_.outputs);
 }
 
 template <class T>
@@ -175,14 +175,14 @@ int64_t Convolution<T>::scratch_size() const {
 template <class T>
 const T* Convolution<T>::prepare_forward(const T* w, T* space) const {
   if (forward_tile_ == 0) return w;
-  winograd_weights(forward_tile_, shape_.channels * shape_.outputs, w, space);
+  winograd_weights(forward_tile_, shape_.channels, shape_.outputs, w, space);
   return space;
 }
 
 template <class T>
 const T* Convolution<T>::prepare_tangent(const T* w, T* space) const {
   if (tile_ == 0) return w;
-  winograd_weights(tile_, shape_.channels * shape_.outputs, w, space);
+  winograd_weights(tile_, shape_.channels, shape_.outputs, w, space);
   return space;
 }
 
@@ -198,7 +198,7 @@ const T* Convolution<T>::prepare_input_gradient(const T* w, T* space) const {
   }
   if (tile_ == 0) return space;
   T* transformed = space + weights_size();
-  winograd_weights(tile_, matrix, space, transformed);
+  winograd_weights(tile_, shape_.outputs, shape_.channels, space, transformed);
   return transformed;
 }
 
@@ -309,7 +309,7 @@ void Convolution<T>::add_weight_gradient(int64_t images, const T* x, const T* dy
 
 template <class T>
 void Convolution<T>::finish_weight_gradient(T* gradient, T* scratch) const {
-  if (tile_ != 0) winograd_add_gradient(tile_, shape_.channels * shape_.outputs, scratch, gradient);
+  if (tile_ != 0) winograd_add_gradient(tile_, shape_.channels, shape_.outputs, scratch, gradient);
 }
 
 template class Convolution<float>;

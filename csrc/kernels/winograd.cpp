@@ -149,12 +149,6 @@ inline TilePlace place(const WinogradShape& shape, int64_t index) {
   return {index / of_image, rest / across * M, rest % across * M};
 }
 
-// Distance between the points of transformed tiles: not a power of two, so that they do not fall on the same cache
-// lines.
-inline int64_t point_stride(int64_t tiles, int64_t channels) {
-  return tiles * channels + 16;
-}
-
 // Some tiles as transforms see them.
 struct TileRange {
   int64_t first, count;
@@ -165,7 +159,7 @@ template <class T, int M, int P, int N>
 void transform_tiles(const Matrix<P, N>& c, const WinogradShape& shape, ImageLayout layout, int64_t height,
                      int64_t width, int64_t channels, TileRange range, const T* from, const T* zeros, T* to) {
   constexpr int L = lanes<T>;
-  const int64_t stride = point_stride(range.count, channels);
+  const int64_t stride = winograd_stride(range.count, channels);
   for (int64_t t = 0; t < range.count; ++t) {
     const TilePlace at = place<M>(shape, range.first + t);
     const T* origin = from + at.image * layout.image + at.y * layout.row + at.x * channels;
@@ -204,7 +198,7 @@ void output_tiles(const WinogradShape& shape, TileRange range, const T* products
   constexpr int L = lanes<T>;
   constexpr int P = M + 2;
   const int64_t channels = shape.outputs;
-  const int64_t stride = point_stride(range.count, channels);
+  const int64_t stride = winograd_stride(range.count, channels);
   for (int64_t t = 0; t < range.count; ++t) {
     const TilePlace at = place<M>(shape, range.first + t);
     const T* from = products + t * channels;
@@ -261,7 +255,7 @@ struct Scratch {
   }
   static int64_t part(const WinogradShape& shape, int64_t channels) {
     const int64_t tiles = winograd_chunk(shape.tile, shape.inputs, shape.outputs, sizeof(T));
-    return winograd_points(shape.tile) * point_stride(tiles, channels);
+    return winograd_points(shape.tile) * winograd_stride(tiles, channels);
   }
   T* zeros;
   T* input;   // transformed tiles of the input
@@ -278,10 +272,10 @@ void transform_input(const WinogradShape& shape, TileRange range, const T* x, co
 template <class T, int M>
 void convolve(const WinogradShape& shape, const Terms<T>& terms, const T* bias, T* y, T* memory) {
   const Scratch<T> scratch(shape, memory);
-  const int64_t weights = shape.inputs * shape.outputs;
+  const int64_t weights = winograd_stride(shape.inputs, shape.outputs);
   for_chunks<T>(shape, [&](TileRange range) {
-    const int64_t in_stride = point_stride(range.count, shape.inputs);
-    const int64_t out_stride = point_stride(range.count, shape.outputs);
+    const int64_t in_stride = winograd_stride(range.count, shape.inputs);
+    const int64_t out_stride = winograd_stride(range.count, shape.outputs);
     const bool two = terms.second.a != nullptr;
     transform_input<T, M>(shape, range, terms.first.a, scratch.zeros, scratch.input);
     if (two) transform_input<T, M>(shape, range, terms.second.a, scratch.zeros, scratch.second);
@@ -304,22 +298,23 @@ template <class T, int M>
 void outer(const WinogradShape& shape, const T* x, const T* dy, T* u, T* memory) {
   const Scratch<T> scratch(shape, memory);
   for_chunks<T>(shape, [&](TileRange range) {
-    const int64_t in_stride = point_stride(range.count, shape.inputs);
-    const int64_t out_stride = point_stride(range.count, shape.outputs);
+    const int64_t in_stride = winograd_stride(range.count, shape.inputs);
+    const int64_t out_stride = winograd_stride(range.count, shape.outputs);
     transform_input<T, M>(shape, range, x, scratch.zeros, scratch.input);
     transform_tiles<T, M>(matrices<M>.output, shape, shape.output, shape.height, shape.width, shape.outputs, range, dy,
                           scratch.zeros, scratch.output);
     const OuterShape product{range.count, shape.inputs, shape.outputs, shape.inputs, shape.outputs, shape.outputs};
     for (int64_t point = 0; point < winograd_points(M); ++point) {
       add_outer<T>(product, scratch.input + point * in_stride, scratch.output + point * out_stride,
-                   u + point * shape.inputs * shape.outputs);
+                   u + point * winograd_stride(shape.inputs, shape.outputs));
     }
   });
 }
 
 template <class T, int M>
-void transform_weights(int64_t size, const T* w, T* transformed) {
+void transform_weights(int64_t inputs, int64_t outputs, const T* w, T* transformed) {
   constexpr int P = M + 2;
+  const int64_t size = inputs * outputs, stride = winograd_stride(inputs, outputs);
   for (int64_t e = 0; e < size; e += lanes<T>) {
     Vector<T> half[3][P];
     INNERLOOP_UNROLL
@@ -333,21 +328,22 @@ void transform_weights(int64_t size, const T* w, T* transformed) {
       Vector<T> whole[P];
       apply<T>(matrices<M>.weight, row, whole);
       INNERLOOP_UNROLL
-      for (int x = 0; x < P; ++x) store(transformed + (y * P + x) * size + e, whole[x]);
+      for (int x = 0; x < P; ++x) store(transformed + (y * P + x) * stride + e, whole[x]);
     }
   }
 }
 
 template <class T, int M>
-void add_gradient(int64_t size, const T* u, T* gradient) {
+void add_gradient(int64_t inputs, int64_t outputs, const T* u, T* gradient) {
   constexpr int P = M + 2;
+  const int64_t size = inputs * outputs, stride = winograd_stride(inputs, outputs);
   for (int64_t e = 0; e < size; e += lanes<T>) {
     Vector<T> half[P][3];
     INNERLOOP_UNROLL
     for (int x = 0; x < P; ++x) {
       Vector<T> column[P];
       INNERLOOP_UNROLL
-      for (int y = 0; y < P; ++y) column[y] = load(u + (y * P + x) * size + e);
+      for (int y = 0; y < P; ++y) column[y] = load(u + (y * P + x) * stride + e);
       apply_transposed<T>(matrices<M>.weight, column, half[x]);
     }
     INNERLOOP_UNROLL
@@ -390,13 +386,13 @@ int64_t winograd_scratch(int tile, int64_t inputs, int64_t outputs) {
   }
 
 template <class T>
-void winograd_weights(int tile, int64_t size, const T* w, T* transformed) {
-  INNERLOOP_FOR_TILE(tile, transform_weights, size, w, transformed)
+void winograd_weights(int tile, int64_t inputs, int64_t outputs, const T* w, T* transformed) {
+  INNERLOOP_FOR_TILE(tile, transform_weights, inputs, outputs, w, transformed)
 }
 
 template <class T>
-void winograd_add_gradient(int tile, int64_t size, const T* u, T* gradient) {
-  INNERLOOP_FOR_TILE(tile, add_gradient, size, u, gradient)
+void winograd_add_gradient(int tile, int64_t inputs, int64_t outputs, const T* u, T* gradient) {
+  INNERLOOP_FOR_TILE(tile, add_gradient, inputs, outputs, u, gradient)
 }
 
 template <class T>
@@ -410,8 +406,8 @@ void winograd_add_outer(const WinogradShape& shape, const T* x, const T* dy, T* 
 
 #define INNERLOOP_INSTANTIATE(T)                                                               \
   template int64_t winograd_scratch<T>(int, int64_t, int64_t);                                 \
-  template void winograd_weights<T>(int, int64_t, const T*, T*);                               \
-  template void winograd_add_gradient<T>(int, int64_t, const T*, T*);                          \
+  template void winograd_weights<T>(int, int64_t, int64_t, const T*, T*);                      \
+  template void winograd_add_gradient<T>(int, int64_t, int64_t, const T*, T*);                 \
   template void winograd_convolve<T>(const WinogradShape&, const Terms<T>&, const T*, T*, T*); \
   template void winograd_add_outer<T>(const WinogradShape&, const T*, const T*, T*, T*);
 INNERLOOP_INSTANTIATE(float) INNERLOOP_INSTANTIATE(double)

@@ -35,6 +35,12 @@ constexpr int64_t winograd_points(int tile) {
   return int64_t{tile + 2} * (tile + 2);
 }
 
+// Distance between the matrices [rows][columns] of two points. A transform reads or writes one vector of all points at
+// a time: at a power of two they would compete for the same lines of the cache (small products run at half the speed).
+constexpr int64_t winograd_stride(int64_t rows, int64_t columns) {
+  return rows * columns + 16;
+}
+
 // Tiles that cover one image of outputs.
 constexpr int64_t winograd_tiles(int tile, int64_t height, int64_t width) {
   return ((height + tile - 1) / tile) * ((width + tile - 1) / tile);
@@ -47,20 +53,25 @@ int64_t winograd_chunk(int tile, int64_t inputs, int64_t outputs, int64_t elemen
 template <class T>
 int64_t winograd_scratch(int tile, int64_t inputs, int64_t outputs);
 
-// transformed [points][size] = G w Gᵀ for weights [3][3][size], size a whole number of vectors.
-template <class T>
-void winograd_weights(int tile, int64_t size, const T* w, T* transformed);
+// Elements of transformed weights: a matrix [inputs][outputs] for each point.
+constexpr int64_t winograd_weights_size(int tile, int64_t inputs, int64_t outputs) {
+  return winograd_points(tile) * winograd_stride(inputs, outputs);
+}
 
-// gradient [3][3][size] += Gᵀ u G for u [points][size], the sum that winograd_add_outer makes.
+// transformed = G w Gᵀ for weights [3][3][inputs][outputs].
 template <class T>
-void winograd_add_gradient(int tile, int64_t size, const T* u, T* gradient);
+void winograd_weights(int tile, int64_t inputs, int64_t outputs, const T* w, T* transformed);
+
+// gradient [3][3][inputs][outputs] += Gᵀ u G for the sum u that winograd_add_outer makes.
+template <class T>
+void winograd_add_gradient(int tile, int64_t inputs, int64_t outputs, const T* u, T* gradient);
 
 // y = bias + Σ_terms x ∗ w: a of a term is the input pixel at the first output's upper left corner, b the transformed
 // weights; the bias may be null.
 template <class T>
 void winograd_convolve(const WinogradShape& shape, const Terms<T>& terms, const T* bias, T* y, T* scratch);
 
-// u [points][inputs · outputs] += (Bᵀ x B) ⊙ (A dy Aᵀ), summed over tiles; dy lies as shape.output says.
+// u += (Bᵀ x B) ⊙ (A dy Aᵀ), summed over tiles, laid out as transformed weights are; dy lies as shape.output says.
 template <class T>
 void winograd_add_outer(const WinogradShape& shape, const T* x, const T* dy, T* u, T* scratch);
 
