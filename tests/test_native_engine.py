@@ -11,7 +11,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import innerloop
-from innerloop import TaskBatch, engine, torch_engine
+from innerloop import Result, TaskBatch, engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.lowering import lowered
 from innerloop.ops import maml as native
@@ -131,6 +131,7 @@ class Case:
     parameters: dict[str, Tensor]
     inner: InnerLoop
     learned: list[Tensor]
+    paths: tuple[int, ...] = native.AUTOMATIC
 
     def run(self, meta_result: Callable[..., Any]) -> tuple[Any, tuple[Tensor | None, ...]]:
         result = meta_result(self)
@@ -140,12 +141,15 @@ class Case:
         return result, torch.autograd.grad(result.loss, inputs, allow_unused=True)
 
 
-def by_torch(case: Case) -> Any:
+def by_torch(case: Case) -> Result:
     return torch_engine.meta_result(case.model, case.parameters, case.tasks, case.inner)
 
 
-def by_native(case: Case) -> Any:
-    return engine.meta_result(case.model, case.tasks, case.inner, case.parameters, engine="native")
+def by_native(case: Case) -> Result:
+    call = engine._native_call(case.model, case.tasks, case.inner, case.parameters, "native")
+    assert call is not None
+    *tensors, settings_ = call
+    return Result(*native.maml(*tensors, replace(settings_, paths=case.paths)))
 
 
 def rates(kind: str, model: nn.Module, steps: int, scale: float) -> tuple[Any, list[Tensor]]:
@@ -217,7 +221,9 @@ def cases(draw: st.DrawFn) -> Case:
             noise = 0.1 * torch.randn(count, *parameters[name].shape, dtype=torch.float64)
             parameters[name] = parameters[name] + noise
         parameters[name].requires_grad_(draw(draws(0, 5)) > 0)
-    return Case(model, tasks, parameters, inner, learned)
+    # Each specialised path chosen by cost, off, or forced where it applies.
+    paths = tuple(draw(st.sampled_from([1, 1, 0, 2])) for _ in native.AUTOMATIC)
+    return Case(model, tasks, parameters, inner, learned, paths)
 
 
 def random_tasks(

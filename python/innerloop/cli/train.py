@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from innerloop import models
 from innerloop.atomic import write_atomically
 from innerloop.checkpoint import load_checkpoint
+from innerloop.cli.engines import compare
 from innerloop.contract import Dataset, Result
 from innerloop.evaluation import evaluate
 from innerloop.options import Option, OptionError, options_of, parse_numbers, parse_pairs
@@ -189,7 +190,10 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
     if history.interrupted:
         console.print(f"Interrupted; go on with: innerloop train {name} --run {run} --resume")
         raise typer.Exit(130)
+    comparison = compare(algorithm, dataset.split("train"), config.training)
     _test(run, config, algorithm, dataset, console)
+    if comparison is not None:
+        console.print(comparison)
 
 
 def _configure(
