@@ -127,7 +127,7 @@ def test_a_run_folder_tells_everything(maml_run: Path) -> None:
     assert config["model"]["name"] == "mlp"
     assert config["data"]["name"] == "glyphs"
     assert config["training"]["steps"] == 30
-    assert config["training"]["meta_batch_size"] == 8
+    assert config["training"]["meta_batch_size"] == 4
     assert (config["seed"], config["bn"]) == (0, "none")
     assert config["versions"]["torch"] == torch.__version__
     test = json.loads((maml_run / "test.json").read_text())

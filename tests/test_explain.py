@@ -71,7 +71,7 @@ def test_the_command_explains_a_model_by_name(innerloop_cli: CommandLine) -> Non
 
 
 def test_both_engines_are_timed_on_the_same_steps() -> None:
-    data = dataset("sinusoid")().split("train")
+    data = dataset("sinusoid").split("train")
     settings = TrainingSettings(meta_batch_size=4, shots=5, queries=5)
     algorithm = innerloop.get("maml")(models.sinusoid_mlp(), inner_lr=0.01)
     before = [p.detach().clone() for p in algorithm.parameters()]

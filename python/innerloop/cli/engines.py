@@ -36,7 +36,7 @@ def explain(
     ways: Annotated[int, typer.Option(help="Classes of a task.")] = 5,
     shots: Annotated[int, typer.Option(help="Support samples of a class.")] = 1,
     queries: Annotated[int, typer.Option(help="Query samples of a class.")] = 15,
-    inner_steps: Annotated[int, typer.Option(help="K.")] = 1,
+    inner_steps: Annotated[int, typer.Option(help="Gradient steps of the adaptation.")] = 1,
 ) -> None:
     """Show what the native engine makes of a model, and how each layer will be computed; or why it cannot run it."""
     if (run is None) == (model is None):
