@@ -44,14 +44,14 @@ def conv_net(p: Parameters, x: Tensor, statistics: Statistics | None) -> tuple[T
 
 
 def make(module: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """The module in float64, with BatchNorm's parameters and running statistics away from 0 and 1."""
+    """The module in float64, with the norms' parameters and running statistics away from 0 and 1."""
     torch.manual_seed(seed)
     model = module().double()
     with torch.no_grad():
         for layer in model.modules():
-            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-                    if tensor is not None:
+            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
+                for tensor in (*layer.parameters(), *layer.buffers()):
+                    if tensor.is_floating_point():
                         tensor.copy_(torch.rand_like(tensor) + 0.5)
     return model
 

@@ -1,7 +1,8 @@
 """The native engine against the torch engine in float64: its specification.
 
 Networks, shapes, settings and tasks are drawn; both engines must agree to 1e-9 relative in the loss, the outputs and
-the gradients of parameters and learned α. Beside it the table of what must never be silently wrong.
+the gradients of parameters and learned α. Beside it the table of what must never be silently wrong. Each layer by its
+name: test_engine_layers.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from innerloop import Result, TaskBatch, engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.lowering import lowered
 from innerloop.ops import maml as native
-from nets import assert_close, function_of, make, make_tasks, ragged
+from nets import assert_close, make, make_tasks
 
 # --- the space of networks ------------------------------------------------------------------------
 
@@ -302,98 +303,6 @@ def test_the_engines_agree(case: Case) -> None:
 @given(cases())
 def test_the_engines_agree_over_many_draws(case: Case) -> None:
     assert_agree(case)
-
-
-# --- each layer and setting by name, so that a failure says which --------------------------------
-
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "linear": (lambda: nn.Linear(6, 3), (6,)),
-    "linear without bias": (lambda: nn.Linear(6, 3, bias=False), (6,)),
-    "flatten": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (2, 3, 2)),
-    "flatten of a sequence": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), (2, 3)),
-    **{
-        name: (lambda a=activation: nn.Sequential(nn.Linear(6, 8), a(), nn.Linear(8, 3)), (6,))
-        for name, activation in zip(
-            ("relu", "leaky_relu", "gelu", "gelu tanh", "tanh", "sigmoid"), ACTIVATIONS, strict=True
-        )
-    },
-    "a wide layer": (lambda: nn.Sequential(nn.Linear(130, 67), nn.Tanh(), nn.Linear(67, 3)), (130,)),
-    "conv": (lambda: conv_net(nn.Conv2d(2, 5, 3)), (2, 5, 6)),
-    "conv, stride 2": (lambda: conv_net(nn.Conv2d(2, 5, 3, stride=2, padding=1)), (2, 5, 6)),
-    "conv 1x1": (lambda: conv_net(nn.Conv2d(2, 5, 1)), (2, 5, 6)),
-    "conv 5x5": (lambda: conv_net(nn.Conv2d(2, 17, 5, padding=2)), (2, 5, 6)),
-    "two convs": (lambda: conv_net(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3))), (1, 6, 5)),
-    "batch norm": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5))), (2, 5, 6)),
-    "batch norm of vectors": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), (6,)),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (6,)),
-    "layer norm of images": (lambda: conv_net(nn.LayerNorm([2, 4, 3])), (2, 4, 3)),
-    "group norm": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4))), (2, 5, 6)),
-    "max pool": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.MaxPool2d(2))), (2, 6, 7)),
-    "max pool, overlapping": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.MaxPool2d(3, 2, 1))), (2, 6, 7)),
-    "avg pool": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.AvgPool2d(2))), (2, 6, 7)),
-    "avg pool, padded": (
-        lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.AvgPool2d(3, 2, 1, count_include_pad=False))),
-        (2, 6, 7),
-    ),
-    "global avg pool": (lambda: conv_net(nn.Sequential(nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1))), (2, 6, 7)),
-    "add": (lambda: nn.Sequential(Added(nn.Linear(6, 6), nn.Identity()), nn.Tanh(), nn.Linear(6, 3)), (6,)),
-    "add to itself": (lambda: function_of(nn.Linear(6, 3), lambda x: x + x), (6,)),
-    "add of images": (lambda: conv_net(Added(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1))), (2, 5, 4)),
-    "conv block": (
-        lambda: conv_net(
-            nn.Sequential(
-                *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
-                *(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
-            )
-        ),
-        (2, 8, 9),
-    ),
-}  # fmt: skip
-
-
-def conv_net(layers: nn.Module) -> nn.Module:
-    """The layers, and a head for whatever they make."""
-    return nn.Sequential(layers, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "K=0": {"inner_steps": 0},
-    "K=1": {},
-    "K=3": {"inner_steps": 3},
-    "first order": {"inner_steps": 2, "first_order": True},
-    "weights": {"inner_steps": 2, "step_weights": [0.5, -0.25, 2.0], "support_weight": 0.7},
-    "bn support": {"inner_steps": 2, "bn": "support", "step_weights": [0.5, 0.25, 2.0]},
-    "bn running": {"inner_steps": 2, "bn": "running"},
-    "ragged": {"inner_steps": 2},
-    "mse": {"inner_steps": 2},
-    "per task": {"inner_steps": 2},
-}
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer(layer: str, options: str) -> None:
-    build, shape = LAYERS[layer]
-
-    def initialised() -> nn.Module:
-        model = build()
-        model(torch.zeros(2, *shape))  # gives the head its size
-        return model
-
-    model = make(initialised)
-    tasks = make_tasks(shape, out=3 if options == "mse" else None)
-    if options == "ragged":
-        tasks = ragged(tasks)
-    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
-    if options == "per task":
-        for name, value in parameters.items():
-            parameters[name] = value + 0.1 * torch.randn(3, *value.shape, dtype=torch.float64)
-    for value in parameters.values():
-        value.requires_grad_()
-    alpha = torch.full((OPTIONS[options].get("inner_steps", 1),), 0.05, dtype=torch.float64, requires_grad=True)
-    loss = "mse" if options == "mse" else "cross_entropy"
-    inner = InnerLoop.create(model, inner_lr=alpha, loss=loss, **{"inner_steps": 1, **OPTIONS[options]})
-    assert_agree(Case(model, tasks, parameters, inner, [alpha]))
 
 
 # --- nothing is silently wrong --------------------------------------------------------------------
