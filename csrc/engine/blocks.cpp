@@ -222,9 +222,7 @@ class BlocksWorker final : public Worker {
     query_ = pass_memory(Side::query, Q, Part::moving, &fixed_query_);
     if (plan_.moving_statistics) statistics_ = pass_memory(Side::support, S, Part::moving, &fixed_support_);
     if (keeps_passes_) tangent_ = tangent_memory(S);
-    int64_t largest = 0;
-    for (const ValueLayout& layout : plan_.values) largest = std::max(largest, layout.dense_size());
-    for (T*& scratch : scratch_) scratch = memory_.take(largest * std::max(S, Q));
+    for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
 
     const int64_t size = plan_.packed_size;
     own_initial_ = std::ranges::any_of(request_.parameters, [](const auto& p) { return p.per_task; })
@@ -380,6 +378,19 @@ class BlocksWorker final : public Worker {
       layers_[s]->backward(theta, p, (whole ? step.tracked : step.adapted) ? gradient : nullptr);
       for (size_t i = 0; i < step.inputs.size(); ++i) collect(step, i, part, p.dx[i], boundary_weight, pass);
     }
+  }
+
+  // Size of the largest gradient that may have to be added to another: of a value that is read more than once, or at
+  // the boundary.
+  int64_t largest_collected() const {
+    int64_t largest = 0;
+    for (size_t value = 0; value < plan_.values.size(); ++value) {
+      int64_t readers = 0;
+      for (const Step& step : plan_.steps) readers += std::ranges::count(step.inputs, static_cast<int>(value));
+      if (readers < 2 && !is_boundary(static_cast<int>(value))) continue;
+      largest = std::max(largest, plan_.values[value].dense_size());
+    }
+    return largest;
   }
 
   // Where a step's gradient for its input goes: to its place, if nothing has arrived there yet; else beside it.
