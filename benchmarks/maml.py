@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 
 import machine
+from innerloop.lowering import lower
 from rivals import OURS, RIVALS
 from workloads import WORKLOADS, Workload, make_model
 
@@ -295,8 +296,6 @@ def flops(workload: Workload) -> int | None:
     """Of the products and convolutions of a step; None where Program.cost() does not say."""
     if workload.adapt != "all":
         return None
-    from innerloop.lowering import lower
-
     cost = lower(make_model(workload, "float32")).cost(
         workload.sample, workload.support, workload.query, workload.steps, workload.first_order
     )
