@@ -196,7 +196,9 @@ def cases(draw: st.DrawFn) -> Case:
             parameter.add_(0.1 * torch.randn_like(parameter))
     steps = draw(st.sampled_from([0, 1, 1, 2, 3, 5, 10]))
     count = draw(draws(1, 5))
-    tasks = random_tasks(shape, count, draw(draws(ways, 7)), draw(draws(ways, 7)), ways, regression, seed)
+    # At least two valid samples of each set: torch's BatchNorm refuses the statistics of one.
+    support, query = draw(draws(max(ways, 3), 7)), draw(draws(max(ways, 3), 7))
+    tasks = random_tasks(shape, count, support, query, ways, regression, seed)
     if draw(st.booleans()) and tasks.support_y.shape[1] > ways:
         tasks = masked(tasks)
     inner_lr, learned = rates(draw(st.sampled_from(RATES)), model, steps, draw(st.sampled_from([0.001, 0.01, 0.05])))
@@ -606,6 +608,25 @@ def test_adapt_is_the_inner_loop() -> None:
             assert_close(a, e, name)
         assert_close(learners[0](query), learners[1](query), "outputs")
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_adapt_to_fewer_ways_than_the_head_has() -> None:
+    model, tasks = mlp(), make_tasks((6,), tasks=1)
+    x, y = tasks.support_x[0], tasks.support_y[0].clamp(max=1)
+    native_learner, torch_learner = (innerloop.get("maml")(model, engine=e).adapt(x, y) for e in ("native", "torch"))
+    assert_close(native_learner(x), torch_learner(x), "outputs")
+    with pytest.raises(ValueError, match="4 ways"):
+        innerloop.get("maml")(model, engine="native").adapt(x, y + 2)
+
+
+def test_inference_mode_leaves_nothing_behind() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    with torch.inference_mode():
+        loss = loss_of(model, tasks)
+    for chosen in ("native", "torch"):
+        later = loss_of(model, tasks, engine=chosen)
+        later.backward()
+        assert_close(later.detach(), loss, chosen)
 
 
 def test_an_algorithm_survives_copying_and_pickling() -> None:

@@ -78,7 +78,7 @@ def adapt(model: nn.Module, x: Tensor, y: Tensor, inner: InnerLoop, engine: Engi
     if engine != "torch":
         tasks = TaskBatch(x.detach()[None], y.detach()[None], x.detach()[None], y.detach()[None])
         with torch.no_grad():
-            call = _native_call(model, tasks, inner, None, engine)
+            call = _native_call(model, tasks, inner, None, engine, all_ways=False)
         if call is not None:
             parameters, rates, buffers, _, settings = call
             adapted = native.adapt(parameters, rates, buffers, tasks.support_x, tasks.support_y, settings)
@@ -165,7 +165,7 @@ def inner_loop(model: nn.Module, network: Lowered | None = None, **options: Any)
     parameters = kept.parameters()
     states = [(parameter.requires_grad, parameter.dtype, parameter.device) for parameter in parameters]
     try:
-        key = (*options.items(), recognised(options["loss"]), *states)
+        key = (*options.items(), recognised(options["loss"]), torch.is_inference_mode_enabled(), *states)
         found: InnerLoop | None = kept.memory.get(key)
     except TypeError:  # unhashable: a list of step weights or of names
         return InnerLoop.create(model, **options)
@@ -197,6 +197,7 @@ def _native_call(
     parameters: Mapping[str, Tensor] | None,
     engine: Engine,
     known: Lowered | None = None,
+    all_ways: bool = True,
 ) -> _NativeCall | None:
     """The arguments of the native op; None where the torch engine takes over.
 
@@ -207,7 +208,7 @@ def _native_call(
     if parameters is not None:
         torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
         network = network._replace(parameters=[parameters[name] for name in network.names])
-    reason = network.problem or _why_not_native(network, tasks, inner)
+    reason = network.problem or _why_not_native(network, tasks, inner, all_ways)
     if reason is not None:
         if engine == "native":
             raise ValueError(f"engine is 'native', but {reason}")
@@ -294,8 +295,11 @@ def _constants(model: nn.Module, training: tuple[bool, ...], sample: tuple[int, 
     return problem, network.names, buffers, tuple(network.code), outputs, network.has_running_statistics
 
 
-def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop) -> str | None:
-    """What keeps the native engine from computing exactly what the torch engine would; None: nothing."""
+def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop, all_ways: bool = True) -> str | None:
+    """What keeps the native engine from computing exactly what the torch engine would; None: nothing.
+
+    all_ways: every output of the head must be some sample's class, as the meta-loss asks and an adaptation does not.
+    """
     x = tasks.support_x
     if x.device.type != "cpu":
         return f"tasks are on {x.device}, and it computes on the CPU"
@@ -314,8 +318,10 @@ def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop) -> st
     if (kind == "mse") == tasks.is_classification:
         return f"loss is {kind} and targets have dtype {tasks.support_y.dtype}"
     outputs = network.outputs
-    if tasks.is_classification and (tasks.ways != outputs or tasks.support_y.dim() != 2):
+    if tasks.is_classification and (tasks.ways > outputs or (all_ways and tasks.ways < outputs)):
         return f"tasks has {tasks.ways} ways, but the model's head has {outputs} outputs: make them equal"
+    if tasks.is_classification and tasks.support_y.dim() != 2:
+        return f"support_y has shape {tuple(tasks.support_y.shape)}, expected a label for each sample"
     if not tasks.is_classification and tasks.support_y.shape[2:] != (outputs,):
         return f"support_y has target shape {tuple(tasks.support_y.shape[2:])}, expected the model's ({outputs},)"
     if inner.bn == "running" and not network.has_running_statistics:
