@@ -46,6 +46,7 @@ def differentiable(
     """
     op = getattr(torch.ops.innerloop, name).default
     qualified = f"innerloop::{name}"
+    returns_list = str(op._schema.returns[0].type) == "List[Tensor]"
     torch.library.register_fake(qualified, fake)
     torch.library.register_autograd(
         qualified, backward, setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output)
@@ -65,17 +66,16 @@ def differentiable(
         @staticmethod
         def forward(spec: pytree.TreeSpec, *leaves: Any) -> Any:
             output = op(*pytree.tree_unflatten(leaves, spec))
-            return tuple(output) if isinstance(output, list) else output
+            return tuple(output) if returns_list else output
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Arguments, output: Any) -> None:
             spec, *leaves = inputs
-            ctx.listed = isinstance(output, tuple) and _returns_list(op)
             setup_context(ctx, tuple(pytree.tree_unflatten(leaves, spec)), output)
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            results = backward(ctx, list(gradients)) if ctx.listed else backward(ctx, *gradients)
+            results = backward(ctx, list(gradients)) if returns_list else backward(ctx, *gradients)
             results = results if isinstance(results, tuple) else (results,)
             return None, *pytree.tree_leaves(results)
 
@@ -98,7 +98,7 @@ def differentiable(
             return twin(*arguments)
         leaves, spec = pytree.tree_flatten(arguments)
         output = Function.apply(spec, *leaves)
-        return list(output) if _returns_list(op) else output
+        return list(output) if returns_list else output
 
     return call
 
@@ -114,7 +114,3 @@ def _as_more_tasks(op: Callable[..., Any], arguments: Arguments, dims: Arguments
         for argument, dim in zip(arguments, dims, strict=True)
     )
     return pytree.tree_map(lambda out: out.unflatten(0, (size, len(out) // size)), op(*folded))
-
-
-def _returns_list(op: Any) -> bool:
-    return str(op._schema.returns[0].type) == "List[Tensor]"
