@@ -380,6 +380,23 @@ def tied() -> nn.Module:
     return model
 
 
+def frozen_weight() -> nn.Module:
+    model = nn.Linear(8, 3)
+    weight = model.weight.detach()
+    del model.weight
+    model.register_buffer("weight", weight)
+    return model
+
+
+class Unregistered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = (nn.Linear(8, 3),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[0](x)
+
+
 def reused() -> nn.Module:
     layer = nn.Linear(8, 8)
     return seq(layer, nn.ReLU(), layer)
@@ -422,6 +439,9 @@ REFUSES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "indices of F.": (lambda: on_images(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), "", "return_indices"),
     "divisor": (lambda: seq(nn.AvgPool2d(2, divisor_override=3)), "0", "divisor_override"),
     "adaptive 2": (lambda: seq(nn.AdaptiveAvgPool2d(2)), "0", "output_size is 2"),
+    "eps 0": (lambda: seq(nn.LayerNorm(8, eps=0.0)), "0", "eps is 0.0"),
+    "a weight that is a buffer": (frozen_weight, "", "no parameter of the model"),
+    "a layer in a plain list": (Unregistered, "", "does not lower"),
     "instance norm": (lambda: seq(nn.InstanceNorm2d(2)), "0", "InstanceNorm2d"),
     "ReLU6": (lambda: seq(nn.ReLU6()), "0", "ReLU6"),
     "a recurrent net": (lambda: seq(nn.LSTM(8, 3)), "0", "LSTM"),

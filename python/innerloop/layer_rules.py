@@ -45,13 +45,19 @@ def _conv2d(b: Builder, module: Any, input: Any) -> Value:
     return b.add(Kind.CONV2D, input, module=module, attributes=(*_pair(module.stride), *_pair(padding)))
 
 
+def _eps(b: Builder, module: Any) -> float:
+    if not module.eps > 0:
+        b.refuse(f"eps is {module.eps}, and the native engine divides by at least a positive one", "use engine='torch'")
+    return float(module.eps)
+
+
 def _batch_norm(*trailing: None) -> Callable[..., Value]:
     def rule(b: Builder, module: Any, input: Any) -> Value:
         return b.add(
             Kind.BATCH_NORM,
             input,
             module=module,
-            attributes=(float(module.eps),),
+            attributes=(_eps(b, module),),
             buffers=("running_mean", "running_var"),
             reads=(module.num_features, *trailing),
         )
@@ -64,14 +70,13 @@ def _layer_norm(b: Builder, module: Any, input: Any) -> Value:
         Kind.LAYER_NORM,
         input,
         module=module,
-        attributes=(float(module.eps),),
+        attributes=(_eps(b, module),),
         reads=tuple(module.normalized_shape),
     )
 
 
 def _group_norm(b: Builder, module: Any, input: Any) -> Value:
-    value = b.add(Kind.GROUP_NORM, input, module=module, attributes=(float(module.eps), module.num_groups))
-    return value
+    return b.add(Kind.GROUP_NORM, input, module=module, attributes=(_eps(b, module), module.num_groups))
 
 
 def _relu(b: Builder, input: Any, inplace: bool = False) -> Value:

@@ -138,7 +138,7 @@ class Lowered:
 
 def lowered(model: nn.Module) -> Lowered:
     """The model lowered; kept until something about the model changes. What its forward reads from elsewhere (a
-    global variable) is taken to stay as it is."""
+    global variable, an object that it holds) is taken to stay as it is."""
     known = _known.get(model)
     if known is None or not known.is_current():
         with _one_at_a_time:

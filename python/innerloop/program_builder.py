@@ -185,7 +185,7 @@ class Builder:
         buffer_names: tuple[str | None, ...] = ()
         if module is not None:
             tensors = (module.weight, module.bias)
-            parameters = tuple(None if tensor is None else self.names[id(tensor)] for tensor in tensors)
+            parameters = tuple(None if tensor is None else self._name_of(tensor) for tensor in tensors)
             prefix = f"{self.path}." if self.path else ""
             buffer_names = tuple(None if getattr(module, name) is None else prefix + name for name in buffers)
         self.drafts.append(
@@ -201,6 +201,11 @@ class Builder:
         )
         is_view = kind is Kind.FLATTEN or in_place
         return Value(len(self.drafts), memory=values[0].memory if is_view else len(self.drafts))
+
+    def _name_of(self, tensor: Any) -> str:
+        if id(tensor) not in self.names:
+            self.refuse("its weight or bias is no parameter of the model", "use nn.Parameter, or engine='torch'")
+        return self.names[id(tensor)]
 
     def where(self) -> str:
         """The layer at hand, as a user finds it."""
