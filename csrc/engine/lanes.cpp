@@ -1,0 +1,124 @@
+#include "engine/lanes.h"
+
+#include <optional>
+
+#include "engine/lane_executor.h"
+
+namespace innerloop::INNERLOOP_ISA {
+namespace {
+
+// What remains of a batch is done by half vectors where they are cheaper than whole ones.
+template <class T>
+constexpr int half_width = vector_bytes == 64 ? lanes<T> / 2 : lanes<T>;
+
+template <class T>
+class LanesEngine final : public Engine<T> {
+ public:
+  explicit LanesEngine(const Request<T>& request) : shared_(request) {}
+
+  int64_t chunks() const override { return (shared_.request.tasks + width - 1) / width; }
+  std::unique_ptr<Worker> make_worker() override;
+
+  void finish() override {
+    const Request<T>& request = shared_.request;
+    for (const int p : shared_.results) {
+      const size_t i = static_cast<size_t>(p);
+      if (request.parameters[i].per_task) continue;
+      add_up(shared_.total.data() + shared_.offsets[i] * width, shared_.size(p), request.gradients[i]);
+    }
+    for (const int p : shared_.learned_rates) {
+      const size_t i = static_cast<size_t>(p);
+      add_up(shared_.rate_totals[i].data(), shared_.rate_size(p), request.rate_gradients[i]);
+    }
+  }
+
+  std::string plan_text() const override {
+    std::string text;
+    for (size_t l = 0; l < shared_.chain.size(); ++l) {
+      const ChainLayer& layer = shared_.chain[l];
+      text += "linear " + std::to_string(layer.inputs) + " → " + std::to_string(layer.outputs);
+      if (layer.activation) text += std::string(", ") + kind_name(layer.activation->kind);
+      text += ": lanes, " + std::to_string(width) + " tasks a vector";
+      if (l < shared_.fixed_layers) text += " (not adapted: once a task)";
+      text += "\n";
+    }
+    return text;
+  }
+
+ private:
+  static constexpr int width = LanesShared<T>::width;
+
+  // The sums over lanes, scaled.
+  void add_up(const T* from, int64_t size, T* to) const {
+    for (int64_t e = 0; e < size; ++e) to[e] += shared_.request.gradient_scale * sum<T>(load(from + e * width));
+  }
+
+  LanesShared<T> shared_;
+};
+
+template <class T>
+class LanesWorker final : public Worker {
+ public:
+  explicit LanesWorker(LanesShared<T>& shared) : shared_(shared) {}
+
+  void run(int64_t chunk) override {
+    const int64_t first = chunk * LanesShared<T>::width;
+    const int64_t count = std::min<int64_t>(shared_.request.tasks - first, LanesShared<T>::width);
+    if (count > half_width<T>) {
+      run_with(whole_, half_, first, count);
+    } else {
+      run_with(half_, whole_, first, count);
+    }
+  }
+
+  void add_shared() override { half_ ? half_->add_shared() : whole_->add_shared(); }
+
+ private:
+  template <class Executor, class Other>
+  void run_with(std::optional<Executor>& executor, std::optional<Other>& other, int64_t first, int64_t count) {
+    if (!executor) {
+      other.reset();
+      arena_.rewind();
+      executor.emplace(shared_, arena_);
+    }
+    executor->run(first, count);
+  }
+
+  LanesShared<T>& shared_;
+  Arena arena_;
+  std::optional<LaneExecutor<T, LanesShared<T>::width>> whole_;
+  std::optional<LaneExecutor<T, half_width<T>>> half_;
+};
+
+template <class T>
+std::unique_ptr<Worker> LanesEngine<T>::make_worker() {
+  return std::make_unique<LanesWorker<T>>(shared_);
+}
+
+}  // namespace
+
+template <class T>
+bool lanes_apply(const Request<T>& request) {
+  return chain_of(*request.program).has_value();
+}
+
+template <class T>
+bool lanes_pay(const Request<T>& request) {
+  int64_t widest = 0;
+  for (const Shape& value : request.program->values) widest = std::max(widest, value.size());
+  return widest <= 100 && request.tasks >= 8;
+}
+
+template <class T>
+std::unique_ptr<Engine<T>> make_lanes_engine(const Request<T>& request) {
+  return std::make_unique<LanesEngine<T>>(request);
+}
+
+template bool lanes_apply(const Request<float>&);
+template bool lanes_apply(const Request<double>&);
+template bool lanes_pay(const Request<float>&);
+template bool lanes_pay(const Request<double>&);
+template std::unique_ptr<Engine<float>> make_lanes_engine(const Request<float>&);
+template std::unique_ptr<Engine<double>> make_lanes_engine(const Request<double>&);
+
+}  // namespace innerloop::INNERLOOP_ISA
