@@ -1,9 +1,9 @@
 // One thread's executor of the recurrence over a vector of tasks: see recurrence.h for what its operations mean.
 //
-// Of the chain's layers, those below the lowest adapted one are fixed: they are passed once per set of samples, and what
-// the gradients leave at their upper end goes down through them once, at the end. The others move with the inner steps.
-// A gradient of parameters is computed where it is used: descend() multiplies δ·xᵀ and subtracts it in one go, so gₖ is
-// never stored.
+// Of the chain's layers, those below the lowest adapted one are fixed: they are passed once per set of samples, and
+// what the gradients leave at their upper end goes down through them once, at the end. The others move with the inner
+// steps. A gradient of parameters is computed where it is used: descend() multiplies δ·xᵀ and subtracts it in one go,
+// so gₖ is never stored.
 #pragma once
 
 #include <algorithm>
@@ -433,7 +433,8 @@ class LaneExecutor {
            : lane_products<T, L, false>(P, Q, one, two, first, last);
   }
 
-  // Calls update(element, gradient) for every element of a parameter: of the weight Σₙ δ₁x₁ᵀ + δ₂x₂ᵀ, of the bias Σₙ δ₁.
+  // Calls update(element, gradient) for every element of a parameter: of the weight Σₙ δ₁x₁ᵀ + δ₂x₂ᵀ, of the bias Σₙ
+  // δ₁.
   template <class Update>
   void for_gradient(int p, int64_t N, const GradientSource& one, const GradientSource& two, const Update update) const {
     const ChainLayer& layer = chain_[shared_.layer_of(p)];
@@ -520,8 +521,8 @@ class LaneExecutor {
     }
   }
 
-  // What arrives at the fixed layers from the lowest moving one, times scale, is added to their dz: gradients as they are,
-  // and tangents of gradients (with dz·Ẇ as moving), since the fixed layers have none of their own.
+  // What arrives at the fixed layers from the lowest moving one, times scale, is added to their dz: gradients as they
+  // are, and tangents of gradients (with dz·Ẇ as moving), since the fixed layers have none of their own.
   void cross_boundary(const Pass& pass, int64_t k, const LaneProduct<T>& moving, T scale, Pass& fixed) {
     if (!crosses_boundary()) return;
     const size_t l = fixed_layers_;
@@ -643,9 +644,9 @@ class LaneExecutor {
 
   Loaded support_, query_;
   Pass fixed_support_, fixed_query_, query_pass_, tangent_;
-  std::vector<Pass> supports_;   // by k, or one
-  std::vector<T*> thetas_;       // θ₁ … θ_K, or the latest
-  T* initial_ = nullptr;         // θ₀ where each task has its own
+  std::vector<Pass> supports_;  // by k, or one
+  std::vector<T*> thetas_;      // θ₁ … θ_K, or the latest
+  T* initial_ = nullptr;        // θ₀ where each task has its own
   T* v_ = nullptr;
   T* direction_ = nullptr;
   T *scratch_ = nullptr, *zeros_ = nullptr, *bias_ = nullptr;

@@ -31,8 +31,8 @@ void apply_smooth(const Node& activation, int64_t size, T* y, T* slope, T* curva
   }
 }
 
-// The loss of outputs y [outputs][N][L] against targets of the same shape: values, or for cross-entropy distributions q.
-// Samples count with weights [N][L].
+// The loss of outputs y [outputs][N][L] against targets of the same shape: values, or for cross-entropy distributions
+// q. Samples count with weights [N][L].
 template <class T, int L>
 struct LaneLoss {
   using Lane = Lanes<T, L>;
@@ -40,7 +40,8 @@ struct LaneLoss {
   LossKind kind;
   int64_t outputs, samples;
 
-  // Σₙ weightₙ lossₙ, if wanted; dy = scale times its gradient (null: not wanted). Cross-entropy leaves softmax(y) in p.
+  // Σₙ weightₙ lossₙ, if wanted; dy = scale times its gradient (null: not wanted). Cross-entropy leaves softmax(y) in
+  // p.
   Lane value(const T* y, const T* targets, const T* weights, T scale, bool value_wanted, T* p, T* dy) const {
     Lane total{};
     for (int64_t n = 0; n < samples; ++n) {

@@ -1,5 +1,5 @@
-// The lanes executor: the SIMD lane is the task. For small chains of Linear layers, whose products are too small to fill
-// vectors one task at a time.
+// The lanes executor: the SIMD lane is the task. For small chains of Linear layers, whose products are too small to
+// fill vectors one task at a time.
 #pragma once
 
 #include <memory>

@@ -72,9 +72,9 @@ struct LanesShared {
   std::vector<bool> tracked;  // by parameter: adapted, or its gradient is wanted: v follows it
   // Parameters that the inner loop adapts, whose gradient and whose α's gradient is a result.
   std::vector<int> adapted, results, learned_rates;
-  size_t fixed_layers = 0;    // below the lowest layer with an adapted parameter
-  size_t lowest_tracked = 0;  // the lowest layer with a tracked one
-  std::vector<T> total;       // the sum of v_0 over tasks: [elements][width]
+  size_t fixed_layers = 0;                  // below the lowest layer with an adapted parameter
+  size_t lowest_tracked = 0;                // the lowest layer with a tracked one
+  std::vector<T> total;                     // the sum of v_0 over tasks: [elements][width]
   std::vector<std::vector<T>> rate_totals;  // by parameter: [rate_size][width]
 
  private:
