@@ -36,12 +36,6 @@ class Arena {
     return taken;
   }
 
-  // All that was taken is free again.
-  void rewind() {
-    if (blocks_.size() > 1) std::swap(blocks_.front(), blocks_.back());
-    used_ = 0;
-  }
-
  private:
   static constexpr int64_t alignment = 64, least = int64_t{1} << 16, most_kept = int64_t{1} << 26;
 

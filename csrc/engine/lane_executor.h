@@ -19,8 +19,9 @@
 
 namespace innerloop::INNERLOOP_ISA {
 
-template <class T, int L>
+template <class T>
 class LaneExecutor {
+  static constexpr int L = lane_count<T>;
   using Lane = Lanes<T, L>;
 
  public:
@@ -47,7 +48,7 @@ class LaneExecutor {
     if (!backward_) return;
     for (const int p : shared_.results) {
       if (argument(p).per_task) continue;
-      add_lanes(v_ + offset(p) * L, shared_.size(p), shared_.total.data() + offset(p) * LanesShared<T>::width);
+      add_lanes(v_ + offset(p) * L, shared_.size(p), shared_.total.data() + offset(p) * L);
     }
     for (const int p : shared_.learned_rates) {
       add_lanes(at(rate_gradients_, p), shared_.rate_size(p), at(shared_.rate_totals, p).data());
@@ -397,7 +398,7 @@ class LaneExecutor {
 
   static void add_lanes(const T* from, int64_t size, T* total) {
     for (int64_t e = 0; e < size; ++e) {
-      T* to = total + e * LanesShared<T>::width;
+      T* to = total + e * L;
       store_lanes<T, L>(to, load_lanes<T, L>(to) + load_lanes<T, L>(from + e * L));
     }
   }

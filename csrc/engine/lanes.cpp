@@ -1,15 +1,9 @@
 #include "engine/lanes.h"
 
-#include <optional>
-
 #include "engine/lane_executor.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
-
-// What remains of a batch is done by half vectors where they are cheaper than whole ones.
-template <class T>
-constexpr int half_width = vector_bytes == 64 ? lanes<T> / 2 : lanes<T>;
 
 template <class T>
 class LanesEngine final : public Engine<T> {
@@ -46,11 +40,11 @@ class LanesEngine final : public Engine<T> {
   }
 
  private:
-  static constexpr int width = LanesShared<T>::width;
+  static constexpr int width = lane_count<T>;
 
   // The sums over lanes, scaled.
   void add_up(const T* from, int64_t size, T* to) const {
-    for (int64_t e = 0; e < size; ++e) to[e] += shared_.request.gradient_scale * sum<T>(load(from + e * width));
+    for (int64_t e = 0; e < size; ++e) to[e] += shared_.request.gradient_scale * sum_lanes<T, width>(load_lanes<T, width>(from + e * width));
   }
 
   LanesShared<T> shared_;
@@ -59,35 +53,19 @@ class LanesEngine final : public Engine<T> {
 template <class T>
 class LanesWorker final : public Worker {
  public:
-  explicit LanesWorker(LanesShared<T>& shared) : shared_(shared) {}
+  explicit LanesWorker(LanesShared<T>& shared) : tasks_(shared.request.tasks), executor_(shared, arena_) {}
 
   void run(int64_t chunk) override {
-    const int64_t first = chunk * LanesShared<T>::width;
-    const int64_t count = std::min<int64_t>(shared_.request.tasks - first, LanesShared<T>::width);
-    if (count > half_width<T>) {
-      run_with(whole_, half_, first, count);
-    } else {
-      run_with(half_, whole_, first, count);
-    }
+    const int64_t first = chunk * lane_count<T>;
+    executor_.run(first, std::min<int64_t>(tasks_ - first, lane_count<T>));
   }
 
-  void add_shared() override { half_ ? half_->add_shared() : whole_->add_shared(); }
+  void add_shared() override { executor_.add_shared(); }
 
  private:
-  template <class Executor, class Other>
-  void run_with(std::optional<Executor>& executor, std::optional<Other>& other, int64_t first, int64_t count) {
-    if (!executor) {
-      other.reset();
-      arena_.rewind();
-      executor.emplace(shared_, arena_);
-    }
-    executor->run(first, count);
-  }
-
-  LanesShared<T>& shared_;
+  const int64_t tasks_;
   Arena arena_;
-  std::optional<LaneExecutor<T, LanesShared<T>::width>> whole_;
-  std::optional<LaneExecutor<T, half_width<T>>> half_;
+  LaneExecutor<T> executor_;
 };
 
 template <class T>

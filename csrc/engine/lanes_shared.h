@@ -11,8 +11,6 @@ namespace innerloop::INNERLOOP_ISA {
 
 template <class T>
 struct LanesShared {
-  // Tasks of a whole vector. Sums over tasks keep so many numbers of each element, until the last chunk is done.
-  static constexpr int width = lanes<T>;
 
   explicit LanesShared(const Request<T>& call) : request(call), chain(*chain_of(*call.program)) {
     fixed_layers = lowest_tracked = chain.size();
@@ -36,9 +34,9 @@ struct LanesShared {
       if (is_result) results.push_back(p);
       if (learns_rate) learned_rates.push_back(p);
       if (tracked.back()) lowest_tracked = std::min(lowest_tracked, layers_of_[i]);
-      rate_totals.emplace_back(learns_rate ? static_cast<size_t>(rate_size(p) * width) : 0, T(0));
+      rate_totals.emplace_back(learns_rate ? static_cast<size_t>(rate_size(p) * lane_count<T>) : 0, T(0));
     }
-    if (request.wants_gradients()) total.assign(static_cast<size_t>(parameters_size * width), T(0));
+    if (request.wants_gradients()) total.assign(static_cast<size_t>(parameters_size * lane_count<T>), T(0));
   }
 
   int64_t size(int parameter) const { return request.program->parameter_size(parameter); }
@@ -74,8 +72,8 @@ struct LanesShared {
   std::vector<int> adapted, results, learned_rates;
   size_t fixed_layers = 0;                  // below the lowest layer with an adapted parameter
   size_t lowest_tracked = 0;                // the lowest layer with a tracked one
-  std::vector<T> total;                     // the sum of v_0 over tasks: [elements][width]
-  std::vector<std::vector<T>> rate_totals;  // by parameter: [rate_size][width]
+  std::vector<T> total;                     // the sum of v_0 over tasks: [elements][lane_count<T>]
+  std::vector<std::vector<T>> rate_totals;  // by parameter: [rate_size][lane_count<T>]
 
  private:
   template <class Items>
