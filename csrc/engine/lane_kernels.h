@@ -12,8 +12,8 @@
 
 namespace innerloop::INNERLOOP_ISA {
 
-// Tasks of a vector. Of AVX-512's only half is used: with 8 floats as fast on the reference machine and 10% faster on wide
-// networks, whose tasks then fit its caches, and fewer lanes are left empty.
+// Tasks of a vector. Of AVX-512's only half is used: with 8 floats as fast on the reference machine and 10% faster on
+// wide networks, whose tasks then fit its caches, and fewer lanes are left empty.
 template <class T>
 constexpr int lane_count = std::min(vector_bytes, 32) / static_cast<int>(sizeof(T));
 

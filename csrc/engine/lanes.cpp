@@ -44,7 +44,8 @@ class LanesEngine final : public Engine<T> {
 
   // The sums over lanes, scaled.
   void add_up(const T* from, int64_t size, T* to) const {
-    for (int64_t e = 0; e < size; ++e) to[e] += shared_.request.gradient_scale * sum_lanes<T, width>(load_lanes<T, width>(from + e * width));
+    for (int64_t e = 0; e < size; ++e)
+      to[e] += shared_.request.gradient_scale * sum_lanes<T, width>(load_lanes<T, width>(from + e * width));
   }
 
   LanesShared<T> shared_;
@@ -81,10 +82,15 @@ bool lanes_apply(const Request<T>& request) {
 }
 
 template <class T>
-bool lanes_pay(const Request<T>& request) {
-  int64_t widest = 0;
-  for (const Shape& value : request.program->values) widest = std::max(widest, value.size());
-  return widest <= 100 && request.tasks >= 8;
+int64_t tasks_for_lanes(const Request<T>& request) {
+  constexpr int64_t widest_paying = 100, least_tasks = 3 * lane_count<T> / 4;
+  for (const Shape& value : request.program->values) {
+    if (value.size() > widest_paying) return 0;
+  }
+  if (request.tasks < least_tasks) return 0;
+  // A vector with a task or two costs as much as a full one.
+  const int64_t rest = request.tasks % lane_count<T>;
+  return 4 * rest <= lane_count<T> ? request.tasks - rest : request.tasks;
 }
 
 template <class T>
@@ -94,8 +100,8 @@ std::unique_ptr<Engine<T>> make_lanes_engine(const Request<T>& request) {
 
 template bool lanes_apply(const Request<float>&);
 template bool lanes_apply(const Request<double>&);
-template bool lanes_pay(const Request<float>&);
-template bool lanes_pay(const Request<double>&);
+template int64_t tasks_for_lanes(const Request<float>&);
+template int64_t tasks_for_lanes(const Request<double>&);
 template std::unique_ptr<Engine<float>> make_lanes_engine(const Request<float>&);
 template std::unique_ptr<Engine<double>> make_lanes_engine(const Request<double>&);
 

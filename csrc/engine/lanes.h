@@ -12,9 +12,9 @@ namespace innerloop::INNERLOOP_ISA {
 template <class T>
 bool lanes_apply(const Request<T>& request);
 
-// Whether that is expected to be faster than one task at a time.
+// How many of the tasks are expected to be faster in lanes than one at a time: the first ones.
 template <class T>
-bool lanes_pay(const Request<T>& request);
+int64_t tasks_for_lanes(const Request<T>& request);
 
 template <class T>
 std::unique_ptr<Engine<T>> make_lanes_engine(const Request<T>& request);

@@ -11,7 +11,6 @@ namespace innerloop::INNERLOOP_ISA {
 
 template <class T>
 struct LanesShared {
-
   explicit LanesShared(const Request<T>& call) : request(call), chain(*chain_of(*call.program)) {
     fixed_layers = lowest_tracked = chain.size();
     layers_of_.resize(request.parameters.size());

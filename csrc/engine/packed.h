@@ -43,15 +43,15 @@ class PackedRate {
   size_t size() const { return values_.size(); }
   int64_t row_of(int64_t step) const { return rows_ > 1 ? step : 0; }
 
-  // A gradient in the shape of this rate, times scale, in torch's layout.
+  // to += a gradient in the shape of this rate, times scale, in torch's layout.
   void unpack(const T* gradient, const PackedParameter& parameter, T scale, T* to) const {
     for (int64_t row = 0; row < rows_; ++row, gradient += width_) {
       if (!per_element_) {
-        to[row] = scale * *gradient;
+        to[row] += scale * *gradient;
         continue;
       }
       parameter.for_each([&](int64_t index, int64_t packed) {
-        to[row * parameter.size() + index] = scale * gradient[packed - parameter.offset];
+        to[row * parameter.size() + index] += scale * gradient[packed - parameter.offset];
       });
     }
   }
@@ -71,10 +71,10 @@ void pack(const T* from, const PackedParameter& parameter, T* packed) {
   parameter.for_each([&](int64_t index, int64_t place) { packed[place] = from[index]; });
 }
 
-// to = scale times the packed parameter, in torch's layout.
+// to += scale times the packed parameter, in torch's layout.
 template <class T>
 void unpack(const T* packed, const PackedParameter& parameter, T scale, T* to) {
-  parameter.for_each([&](int64_t index, int64_t place) { to[index] = scale * packed[place]; });
+  parameter.for_each([&](int64_t index, int64_t place) { to[index] += scale * packed[place]; });
 }
 
 }  // namespace innerloop::INNERLOOP_ISA
