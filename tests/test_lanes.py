@@ -1,5 +1,5 @@
-"""The lanes executor, forced, and its plain twin against the torch engine in float64: every feature of the inner loop on
-chains of Linear layers."""
+"""The lanes executor, forced, and its plain twin, against the torch engine in float64: every feature of the inner loop
+on chains of Linear layers."""
 
 from __future__ import annotations
 
