@@ -1,6 +1,6 @@
 // What a layer of the blocks executor is: four functions, and the memory they share.
 //
-// To add one: derive from Layer, write the four functions, make it in layers.cpp, and give program.h its kind.
+// To add one: derive from Layer, write the four functions, make it in plan.cpp, and give program.h its kind.
 // docs/adding-a-layer.md goes through an example.
 #pragma once
 
