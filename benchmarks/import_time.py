@@ -1,6 +1,6 @@
 """What `import innerloop` costs beyond torch's own import: CPU milliseconds, the median of fresh processes.
 
-    python benchmarks/import_time.py [PROCESSES]
+python benchmarks/import_time.py [PROCESSES]
 """
 
 from __future__ import annotations
