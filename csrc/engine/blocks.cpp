@@ -38,6 +38,9 @@ class BlocksWorker final : public Worker {
         query_samples_(request_.query, plan_.values[0], output_layout().shape.channels),
         backward_(request_.wants_gradients()),
         keeps_passes_(backward_ && !request_.first_order) {
+    for (const std::unique_ptr<Layer<T>>& layer : layers_) {
+      if (layer->owns_weight()) owners_.push_back(layer.get());
+    }
     allocate();
   }
 
@@ -74,7 +77,7 @@ class BlocksWorker final : public Worker {
     T* dy = gradient_of_output(pass);
     support_loss_ = loss_.value(outputs(pass), support_samples_.targets(), pass.samples, T(1), dy);
     T* gradient = gradient_of_step(k);
-    std::fill(gradient, gradient + plan_.packed_size, T(0));
+    std::fill(gradient, gradient + plan_.moving_size, T(0));
     if (!plan_.moves[static_cast<size_t>(output_)]) {
       if (whole && is_boundary(output_)) {
         add_scaled(dy, dense_size(output_, pass.samples), request_.support_weight,
@@ -89,7 +92,7 @@ class BlocksWorker final : public Worker {
     T* next = keeps_thetas() ? at(thetas_, static_cast<int>(k)) : thetas_[0];
     const T* current = theta_of(k);
     const T* gradient = gradient_of_step(k);
-    if (next != current) std::copy(current, current + plan_.packed_size, next);
+    if (next != current) std::copy(current, current + plan_.moving_size, next);
     for (const int p : engine_.adapted) {
       const PackedParameter& parameter = at(plan_.parameters, p);
       const RateAt<T> rate = at(engine_.rates, p).at(k);
@@ -102,6 +105,7 @@ class BlocksWorker final : public Worker {
         add_scaled(g, size, -rate.number, to);
       }
     }
+    for (Layer<T>* owner : owners_) owner->descend(k);
   }
 
   void add_support_loss(T u) { task_loss_ += static_cast<double>(u) * support_loss_; }
@@ -140,6 +144,10 @@ class BlocksWorker final : public Worker {
       const PackedParameter& parameter = at(plan_.parameters, p);
       const PackedRate<T>& rate = at(engine_.rates, p);
       T* to = at(rate_gradients_, p) + rate.row_of(k) * rate.width();
+      if (const int owner = at(plan_.owners, p); owner >= 0) {
+        *to += at(layers_, owner)->rate_gradient(k);
+        continue;
+      }
       const T* g = gradient + parameter.offset;
       const T* v = v_ + parameter.offset;
       const int64_t size = parameter.packed_size();
@@ -176,11 +184,13 @@ class BlocksWorker final : public Worker {
       const PackedParameter& parameter = at(plan_.parameters, p);
       add_scaled(gradient + parameter.offset, parameter.packed_size(), u, v_ + parameter.offset);
     }
+    for (Layer<T>* owner : owners_) owner->add_support_gradient(u);
   }
 
   // What has arrived at the boundary goes through the fixed part; the query's first, since under bn = support it leaves
   // something in the support set's statistics.
   void finish() {
+    for (Layer<T>* owner : owners_) owner->finish_task(v_);
     if (plan_.boundary.empty()) return;
     backward(Part::fixed, theta_of(0), 0, fixed(Side::query), &fixed(Side::support), true, T(1), v_);
     backward(Part::fixed, theta_of(0), 0, fixed(Side::support), nullptr, true, T(1), v_);
@@ -224,15 +234,15 @@ class BlocksWorker final : public Worker {
     if (keeps_passes_) tangent_ = tangent_memory(S);
     for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
 
-    const int64_t size = plan_.packed_size;
+    const int64_t size = plan_.moving_size;
     own_initial_ = std::ranges::any_of(request_.parameters, [](const auto& p) { return p.per_task; })
-                       ? memory_.take(size)
+                       ? memory_.take(plan_.packed_size)
                        : nullptr;
     initial_ = own_initial_ ? own_initial_ : engine_.initial.data();
     for (int64_t k = 0; k < (keeps_thetas() ? K : std::min<int64_t>(K, 1)); ++k) thetas_.push_back(memory_.take(size));
     const int64_t gradients = engine_.learned_rates.empty() ? (request_.support_weight != 0 ? 2 : 1) : K;
     for (int64_t k = 0; k < std::max<int64_t>(gradients, 1); ++k) gradients_.push_back(memory_.take(size));
-    if (backward_) v_ = memory_.take(size);
+    if (backward_) v_ = memory_.take(plan_.packed_size);
     if (keeps_passes_) direction_ = memory_.take(size);
     for (const std::vector<T>& total : engine_.rate_totals) {
       rate_gradients_.push_back(total.empty() ? nullptr : memory_.take(static_cast<int64_t>(total.size())));
@@ -312,6 +322,10 @@ class BlocksWorker final : public Worker {
         if (T* gradient = at(pass.gradients, value)) std::fill_n(gradient, dense_size(value, pass.samples), T(0));
       }
       forward(Part::fixed, initial_, 0, pass, side == Side::query ? &fixed_support_ : nullptr);
+    }
+    for (size_t s = 0; s < layers_.size(); ++s) {
+      if (!layers_[s]->owns_weight()) continue;
+      layers_[s]->prepare(initial_, primal(s, 0, fixed_support_, nullptr), primal(s, 0, fixed_query_, nullptr));
     }
   }
 
@@ -452,6 +466,7 @@ class BlocksWorker final : public Worker {
   const Request<T>& request_;
   const Plan& plan_;
   std::vector<std::unique_ptr<Layer<T>>> layers_;  // by step
+  std::vector<Layer<T>*> owners_;                  // those that stand for their weights themselves
   const int output_;
   const TaskLoss<T> loss_;
   TaskSamples<T> support_samples_, query_samples_;

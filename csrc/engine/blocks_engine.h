@@ -28,8 +28,9 @@ class BlocksEngine final : public Engine<T> {
       const bool is_adapted = is_read && request.is_adapted(static_cast<int>(p));
       rates.push_back(is_adapted ? PackedRate<T>(request.rates[p], parameter, request.steps) : PackedRate<T>());
       if (is_read && !request.parameters[p].per_task) pack(request.parameters[p].data, parameter, initial.data());
-      if (is_adapted) adapted.push_back(static_cast<int>(p));
-      if (is_read && plan.tracked[p]) tracked.push_back(static_cast<int>(p));
+      const bool is_owned = plan.owners[p] >= 0;
+      if (is_adapted && !is_owned) adapted.push_back(static_cast<int>(p));
+      if (is_read && plan.tracked[p] && !is_owned) tracked.push_back(static_cast<int>(p));
       if (is_read && !request.gradients.empty() && request.gradients[p]) results.push_back(static_cast<int>(p));
       const bool learns_rate = is_adapted && !request.rate_gradients.empty() && request.rate_gradients[p];
       if (learns_rate) learned_rates.push_back(static_cast<int>(p));
@@ -62,7 +63,8 @@ class BlocksEngine final : public Engine<T> {
   const Plan plan;
   std::vector<T> initial;  // θ₀, packed; zero where each task has its own
   std::vector<PackedRate<T>> rates;
-  // Parameters that the inner loop adapts, that v follows, whose gradient and whose α's gradient is a result.
+  // Parameters that the inner loop adapts, that v follows (of both those that no layer stands for itself), whose
+  // gradient and whose α's gradient is a result.
   std::vector<int> adapted, tracked, results, learned_rates;
   std::vector<T> total;  // the sum of v_0 over tasks, packed
   std::vector<std::vector<T>> rate_totals;

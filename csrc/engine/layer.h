@@ -63,14 +63,24 @@ class Layer {
   virtual void backward_tangent(const T* theta, const T* direction, const Primal<T>& p, const Tangent<T>& t,
                                 T* product) = 0;
 
-  // --- for layers that keep something of their own about a task, or about their parameters ---------------
-
-  // A new task starts.
+  // A new task starts: for a layer that keeps something about it.
   virtual void start_task() {}
 
-  // Whether the layer stands for its parameters itself, so that θ, v and the gradients hold nothing of them: it is
-  // told instead what becomes of them. See LowRankLinear.
-  virtual bool owns_parameters() const { return false; }
+  // --- for a layer that stands for its weight itself (LowRankLinear) ------------------------------------
+  // Then θ_k, the gradients and the directions hold nothing of the weight, θ₀ and the sum of v over tasks do; and the
+  // layer is told what becomes of it.
+
+  virtual bool owns_weight() const { return false; }
+
+  // What it reads of a new task's samples, at every step. theta is θ₀.
+  virtual void prepare(const T* /*theta*/, const Primal<T>& /*support*/, const Primal<T>& /*query*/) {}
+
+  // The operations of the recurrence, for the weight.
+  virtual void descend(int64_t /*k*/) {}
+  virtual T rate_gradient(int64_t /*k*/) { return 0; }
+  virtual void add_support_gradient(T /*u*/) {}
+  // v += v_0 of the weight, which is 0 there.
+  virtual void finish_task(T* /*v*/) {}
 };
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -5,6 +5,7 @@
 
 #include "engine/conv_block.h"
 #include "engine/first_block.h"
+#include "engine/low_rank_linear.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
@@ -194,6 +195,40 @@ void use_patch_moments(const Program& program, const std::vector<ValueLayout>& v
   }
 }
 
+// Linear layers whose input stays as it is while they move, and has no gradient to go on to.
+template <class T>
+void use_low_rank(Plan& plan, const Request<T>& request) {
+  if (request.paths.low_rank == Use::off || plan.moving_statistics) return;
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    Step& step = plan.steps[s];
+    const Node& node = request.program->nodes[static_cast<size_t>(step.nodes[0])];
+    const size_t input = static_cast<size_t>(step.inputs[0]);
+    if (step.implementation != Implementation::plain || !low_rank_applies(node, request)) continue;
+    if (plan.moves[input] || plan.has_tracked[input]) continue;
+    if (request.paths.low_rank == Use::automatic && !low_rank_pays(node, request)) continue;
+    step.implementation = Implementation::low_rank_linear;
+    step.description += ", by low-rank updates";
+    plan.owners[static_cast<size_t>(node.weight)] = static_cast<int>(s);
+  }
+}
+
+// Places of the parameters in packed arrays; those that a layer stands for come last.
+template <class T>
+void pack_parameters(Plan& plan, const Program& program) {
+  for (const bool owned : {false, true}) {
+    for (const Node& node : program.nodes) {
+      for (const int parameter : parameters_of(node)) {
+        if ((plan.owners[static_cast<size_t>(parameter)] >= 0) != owned) continue;
+        PackedParameter packed = packed_form<T>(program, plan.values, node, parameter);
+        packed.offset = plan.packed_size;
+        plan.packed_size += packed.packed_size();
+        plan.parameters[static_cast<size_t>(parameter)] = packed;
+      }
+    }
+    if (!owned) plan.moving_size = plan.packed_size;
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -209,19 +244,14 @@ Plan make_plan(const Request<T>& request) {
   if (request.paths.patch_moments != Use::off) use_patch_moments(program, plan.values, plan.steps);
   plan.parameters.resize(program.parameters.size());
   for (PackedParameter& unread : plan.parameters) unread.offset = -1;
-  for (const Node& node : program.nodes) {
-    for (const int parameter : parameters_of(node)) {
-      PackedParameter packed = packed_form<T>(program, plan.values, node, parameter);
-      packed.offset = plan.packed_size;
-      plan.packed_size += packed.packed_size();
-      plan.parameters[static_cast<size_t>(parameter)] = packed;
-    }
-  }
+  plan.owners.assign(program.parameters.size(), -1);
   for (size_t parameter = 0; parameter < program.parameters.size(); ++parameter) {
     const bool wanted = !request.gradients.empty() && request.gradients[parameter] != nullptr;
     plan.tracked.push_back(wanted || (request.wants_gradients() && request.is_adapted(static_cast<int>(parameter))));
   }
   analyse(plan, request);
+  use_low_rank(plan, request);
+  pack_parameters<T>(plan, program);
   return plan;
 }
 
@@ -238,6 +268,9 @@ std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Reque
         break;
       case Implementation::first_block:
         layers.push_back(make_first_block(block_nodes(step, *request.program), context));
+        break;
+      case Implementation::low_rank_linear:
+        layers.push_back(make_low_rank_linear(first, context));
         break;
       case Implementation::conv_block:
         layers.push_back(make_conv_block(block_nodes(step, *request.program), context));

@@ -9,7 +9,7 @@
 
 namespace innerloop::INNERLOOP_ISA {
 
-enum class Implementation : uint8_t { plain, conv_block, first_block };
+enum class Implementation : uint8_t { plain, conv_block, first_block, low_rank_linear };
 
 // One layer of the executor: one node, or several that an optimised layer does together.
 struct Step {
@@ -30,6 +30,9 @@ struct Plan {
   std::vector<ValueLayout> values;
   std::vector<PackedParameter> parameters;  // by parameter; one that no step reads has offset -1
   int64_t packed_size = 0;
+  // Of a packed array without the weights that layers stand for themselves, which come last.
+  int64_t moving_size = 0;
+  std::vector<int> owners;  // by parameter: the step that stands for it, or -1
 
   std::vector<bool> tracked;      // by parameter: adapted, or its gradient is wanted: v follows it
   std::vector<bool> moves;        // by value
