@@ -57,6 +57,10 @@ class TaskSamples {
   // From torch's [C, H, W] to channels-last.
   void load_sample(const T* from, int64_t n, T* to) const {
     const Shape& shape = input_.shape;
+    if (input_.pixels() == 1) {
+      std::copy_n(from, shape.channels, to + input_.row(n, 0));
+      return;
+    }
     for (int64_t h = 0; h < shape.height; ++h) {
       T* row = to + input_.row(n, h);
       for (int64_t c = 0; c < shape.channels; ++c) {

@@ -1,0 +1,74 @@
+"""A first Linear layer by low-rank updates, forced, against the torch engine in float64; its plain twin beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from innerloop import torch_engine
+from innerloop.explanation import explanation
+from innerloop.inner_loop import InnerLoop
+from nets import assert_close, make, make_tasks, ragged
+from test_lanes import OPTIONS, by_native, force, random_rates, run  # noqa: F401 (force is a fixture)
+
+LOW_RANK, PLAIN = (0, 2, 0, 0, 0), (0, 0, 0, 0, 0)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def assert_agrees(force: Any, arguments: dict[str, Any], model: nn.Module, per_task: str | None = None) -> None:  # noqa: F811
+    rates = arguments["inner_lr"]
+    for rate in rates.values() if isinstance(rates, dict) else [rates]:
+        if isinstance(rate, torch.Tensor):
+            rate.requires_grad_()
+    tasks = ragged(make_tasks((6,), tasks=3))
+    inner = InnerLoop.create(model, **arguments)
+    expected = run(torch_engine.meta_result, model, tasks, inner, per_task)
+    for paths in (LOW_RANK, PLAIN):
+        force(paths)
+        for (what, actual), (_, value) in zip(run(by_native, model, tasks, inner, per_task), expected, strict=True):
+            assert_close(actual, value, f"{what} by {paths}")
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, "the weight alone", "no bias"])
+def test_every_option(force: Any, options: str) -> None:  # noqa: F811
+    torch.manual_seed(0)
+    model = make(network)
+    if options == "the weight alone":
+        arguments = {"inner_lr": {"0.weight": torch.rand(2).double()}, "inner_steps": 2, "support_weight": 0.7}
+    elif options == "no bias":
+        model[0] = nn.Linear(6, 7, bias=False).double()
+        arguments = {"inner_lr": random_rates(model, 2), "inner_steps": 2}
+    else:
+        arguments = OPTIONS[options](model)
+    assert_agrees(force, arguments, model)
+
+
+@pytest.mark.parametrize("per_task", ["0.weight", "0.bias", "2.weight"])
+def test_parameters_of_each_task(force: Any, per_task: str) -> None:  # noqa: F811
+    model = make(network)
+    assert_agrees(force, OPTIONS["step weights"](model), model, per_task)
+
+
+def test_without_gradients(force: Any) -> None:  # noqa: F811
+    model, tasks = make(network), ragged(make_tasks((6,)))
+    inner = InnerLoop.create(model, inner_lr=0.3, inner_steps=3, step_weights=[0.5, -0.2, 0.3, 1.0])
+    found = []
+    for paths in (LOW_RANK, PLAIN):
+        force(paths)
+        with torch.no_grad():
+            result = by_native(model, dict(model.named_parameters()), tasks, inner)
+        found.append((result.task_losses, result.logits))
+    for low_rank, plain in zip(*found, strict=True):
+        assert_close(low_rank, plain, "without gradients")
+
+
+@pytest.mark.parametrize(("inputs", "hidden", "chosen"), [(200, 128, True), (6, 3, False)])
+def test_it_is_chosen_where_it_pays(inputs: int, hidden: int, chosen: bool) -> None:
+    model = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 3)).double()
+    assert ("low-rank updates" in explanation(model, tasks=make_tasks((inputs,)), inner_steps=1)) == chosen
