@@ -320,6 +320,7 @@ def test_so_do_specialised_convolutions(net: str) -> None:
     ("net", "limit"),
     [
         ("linear, wide", 2),
+        ("batch_norm, many channels", 2),
         ("conv2d on data", 2),
         ("conv2d 3 × 3", 2),
         ("batch_norm on images", 2),

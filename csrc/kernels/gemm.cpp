@@ -39,13 +39,7 @@ template <class T, int R, int V>
 [[gnu::noinline]] void product_tile(const Walk& walk, const Terms<T>& terms, const int64_t* a_offsets,
                                     const int64_t* out_offsets, Start<T> start, T* out) {
   constexpr int L = lanes<T>;
-  Vector<T> sums[R][V];
-  INNERLOOP_UNROLL
-  for (int v = 0; v < V; ++v) {
-    const Vector<T> bias = start.bias ? load(start.bias + v * L) : Vector<T>{};
-    INNERLOOP_UNROLL
-    for (int i = 0; i < R; ++i) sums[i][v] = start.add ? load(out + out_offsets[i] + v * L) : bias;
-  }
+  Vector<T> sums[R][V] = {};  // not what they start from: see outer_tile
   for (const Term<T>* term : {&terms.first, &terms.second}) {
     if (term->a == nullptr) continue;
     const T* b = term->b;
@@ -66,10 +60,14 @@ template <class T, int R, int V>
       }
     }
   }
+  Vector<T> bias[V];
+  INNERLOOP_UNROLL
+  for (int v = 0; v < V; ++v) bias[v] = start.bias ? load(start.bias + v * L) : Vector<T>{};
   INNERLOOP_UNROLL
   for (int i = 0; i < R; ++i) {
+    T* to = out + out_offsets[i];
     INNERLOOP_UNROLL
-    for (int v = 0; v < V; ++v) store(out + out_offsets[i] + v * L, sums[i][v]);
+    for (int v = 0; v < V; ++v) store(to + v * L, (start.add ? load(to + v * L) : bias[v]) + sums[i][v]);
   }
 }
 
@@ -116,12 +114,20 @@ void product(const Walk& walk, int64_t rows, int64_t columns, Terms<T> terms, AO
   }
 }
 
+// Terms of the longest sum; a longer one is the sum of such sums, which keeps float32 within twice torch's error.
+constexpr int64_t inner_chunk = 400;
+
 template <class T>
 void strided_product(const ProductShape& shape, const Terms<T>& terms, Start<T> start, T* out) {
-  const Walk walk{1, 0, shape.inner, shape.a_inner, shape.b_row};
-  product<T>(
-      walk, shape.rows, shape.columns, terms, [&](int64_t i) { return i * shape.a_row; },
-      [&](int64_t i) { return i * shape.out_row; }, start, out);
+  const auto from = [&](const Term<T>& term, int64_t r) {
+    return term.a ? Term<T>{term.a + r * shape.a_inner, term.b + r * shape.b_row} : Term<T>{};
+  };
+  for (int64_t r = 0; r < shape.inner; r += inner_chunk, start = {nullptr, true}) {
+    const Walk walk{1, 0, std::min(inner_chunk, shape.inner - r), shape.a_inner, shape.b_row};
+    product<T>(
+        walk, shape.rows, shape.columns, {from(terms.first, r), from(terms.second, r)},
+        [&](int64_t i) { return i * shape.a_row; }, [&](int64_t i) { return i * shape.out_row; }, start, out);
+  }
 }
 
 template <class T, int R, int V>
