@@ -176,6 +176,7 @@ class Contestant:
     spent: float = 0.0
     samples: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
+    failure: str = ""
 
     def start(self) -> None:
         first = self.worker.ask("first")
@@ -183,7 +184,7 @@ class Contestant:
         self.steps = max(1, math.ceil(0.05 / self.worker.ask("steps 1")["wall"]))
 
     def wants_more(self, effort: Effort) -> bool:
-        return self.spent < effort.seconds or len(self.samples) < effort.least
+        return not self.failure and (self.spent < effort.seconds or len(self.samples) < effort.least)
 
     def sample(self) -> float:
         answer = self.worker.ask(f"steps {self.steps}")
@@ -192,6 +193,8 @@ class Contestant:
         return self.samples[-1]
 
     def row(self) -> dict[str, Any]:
+        if self.failure:
+            return {"failed": self.failure}
         row = {
             "first_seconds": self.first_seconds,
             "peak_megabytes": self.megabytes,
@@ -214,10 +217,15 @@ def race(contestants: Mapping[str, Contestant], base: str, effort: Effort) -> No
             return
         time_of_base = first.sample() if first else None
         for one in running:
-            if one is not first:
+            if one is first:
+                continue
+            try:
                 time = one.sample()
-                if time_of_base is not None:
-                    one.ratios.append(time / time_of_base)
+            except WorkerError as failure:  # out of memory, say: the others go on
+                one.failure = str(failure)
+                continue
+            if time_of_base is not None:
+                one.ratios.append(time / time_of_base)
 
 
 def measure(workload: Workload, rivals: Iterable[str], effort: Effort, say: Callable[[str], None]) -> Rows:
