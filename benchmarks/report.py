@@ -128,7 +128,7 @@ def readme_table(results: dict[str, Any]) -> Iterator[str]:
                 compared(by_rival, [name for name in RIVALS if name not in OURSELVES]),
             ]
 
-    return table(["", "innerloop, ms", "learn2learn, ms", "fastest of ten others, ms"], rows())
+    return table(["", "innerloop, ms", "learn2learn, ms", "fastest of the others, ms"], rows())
 
 
 def losses(results: dict[str, Any]) -> Iterator[str]:
