@@ -169,8 +169,9 @@ class BlocksWorker final : public Worker {
       const RateAt<T> rate = at(engine_.rates, p).at(k);
       const T* v = v_ + parameter.offset;
       T* to = direction_ + parameter.offset;
-      for (int64_t i = 0; i < parameter.packed_size(); ++i)
+      for (int64_t i = 0; i < parameter.packed_size(); ++i) {
         to[i] = -(rate.elements ? rate.elements[i] : rate.number) * v[i];
+      }
     }
     PassMemory<T>& pass = support_pass_of(k);
     forward_tangent(theta_of(k), k, pass);
@@ -197,11 +198,6 @@ class BlocksWorker final : public Worker {
   }
 
  private:
-  template <class Items>
-  static decltype(auto) at(Items& items, int index) {
-    return items[static_cast<size_t>(index)];
-  }
-
   // --- memory ----------------------------------------------------------------------------------
 
   const ValueLayout& output_layout() const { return at(plan_.values, output_); }

@@ -15,6 +15,12 @@ void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict 
   for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
 }
 
+// Items by value, step or parameter, whose numbers are ints.
+template <class Items>
+decltype(auto) at(Items& items, int index) {
+  return items[static_cast<size_t>(index)];
+}
+
 // The plan, θ₀ and α packed, and the sums over tasks.
 template <class T>
 class BlocksEngine final : public Engine<T> {
@@ -52,11 +58,6 @@ class BlocksEngine final : public Engine<T> {
       at(rates, p).unpack(at(rate_totals, p).data(), at(plan.parameters, p), request.gradient_scale,
                           at(request.rate_gradients, p));
     }
-  }
-
-  template <class Items>
-  static decltype(auto) at(Items& items, int index) {
-    return items[static_cast<size_t>(index)];
   }
 
   const Request<T>& request;
