@@ -64,7 +64,7 @@ class Worker:
     def __init__(self, workload: Workload, rival: str, dtype: str, threads: int = 1, tasks: int | None = None) -> None:
         count = str(threads)
         peer = RIVALS[rival].peer
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), workload.name, rival, dtype, count, str(tasks or workload.tasks)],
             stdin=subprocess.PIPE,

@@ -7,7 +7,7 @@ from rivals.importing import skip_umbrella
 from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
 from workloads import Workload
 
-skip_umbrella("learn2learn", "learn2learn.algorithms")
+skip_umbrella("learn2learn", "learn2learn.algorithms")  # before its parts are imported, hence E402 below
 
 from learn2learn.algorithms.maml import MAML  # noqa: E402
 

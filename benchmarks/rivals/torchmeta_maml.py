@@ -9,7 +9,7 @@ from rivals.importing import skip_umbrella
 from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
 from workloads import Workload
 
-skip_umbrella("torchmeta", "torchmeta.utils")
+skip_umbrella("torchmeta", "torchmeta.utils")  # before its parts are imported, hence E402 below
 
 from torchmeta.modules import MetaBatchNorm2d, MetaConv2d, MetaLinear, MetaSequential  # noqa: E402
 from torchmeta.utils.gradient_based import gradient_update_parameters  # noqa: E402

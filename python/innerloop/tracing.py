@@ -180,7 +180,7 @@ class _NoRandomNumbers:
             or not torch.equal(torch.get_rng_state(), generator)
         )
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)  # noqa: NPY002 (see _numpy_state)
         torch.set_rng_state(generator)
         if drawn and kind is None:
             why = "every call would have to draw anew"
@@ -189,7 +189,7 @@ class _NoRandomNumbers:
 
 def _numpy_state() -> Any:
     """Of the global generator, which a user's forward may draw from."""
-    return np.random.get_state()  # noqa: NPY002
+    return np.random.get_state()  # noqa: NPY002 (the legacy one is the one without an owner)
 
 
 def _state(module: nn.Module) -> dict[str, tuple[Any, Any]]:
