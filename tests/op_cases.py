@@ -36,6 +36,10 @@ class OpCase:
         return self.name
 
 
+def as_tuple(output: Tensor | Tensors) -> Tensors:
+    return output if isinstance(output, tuple) else (output,)
+
+
 LABELS = torch.tensor([[2, 0, 1, 1, 0], [0, 1, 2, 2, 2]])  # classes of different sizes, in any order
 MASK = torch.tensor([[True, True, True, False, True], [True, True, True, False, False]])
 
@@ -44,8 +48,32 @@ def _prototypes(function: Callable[..., Tensor], mask: Tensor | None) -> Callabl
     return lambda x: function(x, LABELS.to(x.device), 3, mask=None if mask is None else mask.to(x.device))
 
 
-def _distance(function: Callable[..., Tensor], metric: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda queries, prototypes: function(queries, prototypes, metric=metric)
+def _distance(function: Callable[..., Tensor], **options: object) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda queries, prototypes: function(queries, prototypes, **options)
+
+
+QUERY_LABELS = torch.tensor([[1, 0, 2], [2, 2, 0]])
+QUERY_MASK = torch.tensor([[True, False, True], [True, True, True]])
+
+
+def classifying(name: str, **options: object) -> OpCase:
+    """An op over a support set with LABELS, of the embeddings of support and queries: its first or only output."""
+
+    def bound(function: Callable[..., Tensor | Tensors]) -> Callable[[Tensor, Tensor], Tensor]:
+        def call(support: Tensor, queries: Tensor) -> Tensor:
+            given = {key: x.to(support.device) if isinstance(x, Tensor) else x for key, x in options.items()}
+            labels = LABELS.to(support.device)
+            if name == "attention_classify":
+                return as_tuple(function(queries, support, labels, 3, **given))[0]
+            if name == "prototype_loss":
+                return as_tuple(function(support, labels, queries, QUERY_LABELS.to(support.device), 3, **given))[0]
+            return as_tuple(function(support, labels, queries, 3, **given))[0]
+
+        return call
+
+    variant = "-".join("masked" if key.endswith("mask") else f"{key}={value}" for key, value in options.items())
+    shapes = ((2, 5, 3), (2, 3, 3))
+    return OpCase(f"{name}-{variant}".rstrip("-"), shapes, bound(getattr(ops, name)), bound(getattr(reference, name)))
 
 
 def updates(function: Callable[..., list[Tensor]], lr: list[Tensor | float] | None = None) -> Callable[..., Tensors]:
@@ -94,18 +122,25 @@ CASES = [
         OpCase(
             f"pairwise_distance-{metric}",
             ((2, 3, 4), (2, 2, 4)),
-            _distance(ops.pairwise_distance, metric),
-            _distance(reference.pairwise_distance, metric),
+            _distance(ops.pairwise_distance, metric=metric, temperature=temperature),
+            _distance(reference.pairwise_distance, metric=metric, temperature=temperature),
         )
-        for metric in ("sqeuclidean", "cosine", "dot")
+        for metric, temperature in (("sqeuclidean", 1.0), ("euclidean", 1.0), ("cosine", 0.5), ("dot", 2.0))
     ),
+    classifying("prototype_logits"),
+    classifying("prototype_logits", temperature=2.0, mask=MASK),
+    classifying("prototype_loss"),
+    classifying("prototype_loss", temperature=2.0, mask=MASK),
+    classifying("prototype_loss", query_mask=QUERY_MASK),
+    classifying("attention_classify"),
+    classifying("attention_classify", temperature=0.5, mask=MASK),
     # Sizes that fill the kernels' tiles and leave a remainder of every kind.
     *(
         OpCase(
             f"pairwise_distance-{queries}x{points}x{dim}",
             ((2, queries, dim), (2, points, dim)),
-            _distance(ops.pairwise_distance, "sqeuclidean"),
-            _distance(reference.pairwise_distance, "sqeuclidean"),
+            ops.pairwise_distance,
+            reference.pairwise_distance,
         )
         for queries, points, dim in ((23, 5, 83), (4, 9, 64), (1, 1, 1))
     ),
@@ -130,10 +165,6 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         "squared_distances": (random(T, Q, D), random(T, N, D)),
         "squared_distances_backward": (random(T, Q, N), random(T, Q, D), random(T, N, D)),
     }
-
-
-def as_tuple(output: Tensor | Tensors) -> Tensors:
-    return output if isinstance(output, tuple) else (output,)
 
 
 def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None:

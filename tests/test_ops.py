@@ -21,7 +21,18 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import op_cases
 from innerloop import ops, reference
-from op_cases import CASES, LABELS, MASK, SMALL_CASES, OpCase, Tensors, as_tuple, assert_agrees
+from op_cases import (
+    CASES,
+    LABELS,
+    MASK,
+    QUERY_LABELS,
+    QUERY_MASK,
+    SMALL_CASES,
+    OpCase,
+    Tensors,
+    as_tuple,
+    assert_agrees,
+)
 
 # What torch warns of in its own forward mode and opcheck; the category and the second warning depend on its version.
 pytestmark = [
@@ -65,7 +76,7 @@ def test_strided_inputs(case: OpCase) -> None:
     ("queries", "points"),
     [((0, 3, 4), (0, 2, 4)), ((2, 0, 4), (2, 2, 4)), ((2, 3, 4), (2, 0, 4)), ((2, 3, 0), (2, 2, 0))],
 )
-@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine", "dot"])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cosine", "dot"])
 def test_empty_distances(queries: tuple[int, ...], points: tuple[int, ...], metric: Any) -> None:
     q, p = torch.ones(queries, requires_grad=True), torch.ones(points, requires_grad=True)
     out = ops.pairwise_distance(q, p, metric=metric)
@@ -149,24 +160,38 @@ def test_update_of_any_shapes(shapes: list[list[int]], double: bool) -> None:
 
 @few
 @given(points=sizes, dim=st.integers(1, 90), scale=st.sampled_from([1e-6, 1.0, 1e6]), double=st.booleans())
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cosine"])
 def test_identical_points_are_at_distance_zero_and_no_distance_is_negative(
-    points: int, dim: int, scale: float, double: bool
+    metric: Any, points: int, dim: int, scale: float, double: bool
 ) -> None:
     x = scale * torch.randn(2, points, dim, dtype=torch.float64 if double else torch.float32)
     nearly = x * (1 + torch.finfo(x.dtype).eps)
-    distances = ops.pairwise_distance(x, x)
+    distances = ops.pairwise_distance(x, x, metric)
     assert torch.equal(distances.diagonal(dim1=1, dim2=2), torch.zeros(2, points, dtype=x.dtype))
     assert (distances >= 0).all()
-    assert (ops.pairwise_distance(x, nearly) >= 0).all()
+    assert (ops.pairwise_distance(x, nearly, metric) >= 0).all()
 
 
-def test_cosine_of_a_zero_vector_is_finite() -> None:
-    q = torch.zeros(1, 1, 3, requires_grad=True)
-    out = ops.pairwise_distance(q, torch.ones(1, 2, 3), metric="cosine")
-    assert torch.equal(out.detach(), torch.ones(1, 1, 2))
-    out.sum().backward()
-    assert q.grad is not None
-    assert q.grad.isfinite().all()
+def test_nearby_points_far_from_the_origin_keep_their_distance() -> None:
+    """Where the norms are 10,000 times the distances, ‖q‖² − 2 q·p + ‖p‖² in float32 has no digit left."""
+    offset, q, p = 1e4 * torch.ones(70), torch.randn(2, 9, 70), torch.randn(2, 7, 70)
+    q, p = q + offset, p + offset
+    torch.testing.assert_close(
+        ops.pairwise_distance(q, p).double(), reference.pairwise_distance(q.double(), p.double()), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "points"), [("euclidean", ([1.0, 2.0], [1.0, 2.0])), ("cosine", ([0.0, 0.0], [1.0, 2.0]))]
+)
+def test_where_a_metric_has_no_slope_its_derivatives_are_zero(metric: Any, points: tuple[list[float], ...]) -> None:
+    q, p = (torch.tensor([[x]], dtype=torch.float64, requires_grad=True) for x in points)
+    out = ops.pairwise_distance(q, p, metric)
+    assert out.item() == (0 if metric == "euclidean" else 1)
+    for tensor in (q, p):
+        (gradient,) = torch.autograd.grad(out, tensor, create_graph=True)
+        for value in (gradient, *torch.autograd.grad(gradient.sum(), (q, p), create_graph=True)):
+            torch.testing.assert_close(value.detach(), torch.zeros(1, 1, 2, dtype=value.dtype), rtol=0, atol=1e-15)
 
 
 def test_masked_samples_count_nowhere() -> None:
@@ -178,6 +203,90 @@ def test_masked_samples_count_nowhere() -> None:
     out.sum().backward()
     assert padded.grad is not None
     assert (padded.grad[~MASK] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["prototype_logits", "prototype_loss", "attention_classify"])
+def test_masked_samples_may_hold_anything(name: str) -> None:
+    case = op_cases.classifying(name, mask=MASK)
+    support, queries = case.inputs()
+    padded = torch.where(MASK[..., None], support, torch.nan).requires_grad_()
+    out = case.op(padded, queries)
+    torch.testing.assert_close(out.detach(), case.op(support, queries))
+    out.sum().backward()
+    assert padded.grad is not None
+    assert (padded.grad[~MASK] == 0).all()
+    assert padded.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_prototype_loss_returns_its_logits(dtype: torch.dtype) -> None:
+    support, queries = torch.randn(2, 5, 3, dtype=dtype, requires_grad=True), torch.randn(2, 3, 3, dtype=dtype)
+    losses, logits = ops.prototype_loss(support, LABELS, queries, QUERY_LABELS, 3, temperature=0.7)
+    assert not logits.requires_grad
+    expected = ops.prototype_logits(support.detach(), LABELS, queries, 3, temperature=0.7)
+    torch.testing.assert_close(logits, expected)
+    each = [torch.nn.functional.cross_entropy(*task) for task in zip(expected, QUERY_LABELS, strict=True)]
+    torch.testing.assert_close(losses.detach(), torch.stack(each))
+
+
+def test_a_masked_query_is_not_read() -> None:
+    support, queries = (torch.randn(2, 5, 3), torch.randn(2, 3, 3))
+    padded = torch.where(QUERY_MASK[..., None], queries, torch.nan).requires_grad_()
+    labels = torch.where(QUERY_MASK, QUERY_LABELS, 99)
+    losses, _ = ops.prototype_loss(support, LABELS, padded, labels, 3, query_mask=QUERY_MASK)
+    expected, _ = ops.prototype_loss(support, LABELS, queries, QUERY_LABELS, 3, query_mask=QUERY_MASK)
+    torch.testing.assert_close(losses.detach(), expected)
+    losses.sum().backward()
+    assert padded.grad is not None
+    assert (padded.grad[~QUERY_MASK] == 0).all()
+    assert padded.grad.isfinite().all()
+
+
+def test_attention_has_a_logarithm_however_little_a_class_receives() -> None:
+    support = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]]], requires_grad=True)
+    queries = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], requires_grad=True)
+    out = ops.attention_classify(queries, support, torch.tensor([[0, 1, 1, 2]]), 3, temperature=1e-3)
+    torch.testing.assert_close(out[0, 0], torch.tensor([0.0, -1000.0, -1000.0]))
+    torch.testing.assert_close(out[0, 1].exp(), torch.tensor([0.25, 0.5, 0.25]))
+    out.sum().backward()
+    for tensor in (support, queries):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+
+
+@few
+@given(
+    tasks=st.integers(1, 3),
+    classes=st.integers(1, 20),
+    extra=st.integers(0, 9),
+    queries=sizes,
+    dim=st.integers(1, 90),
+    double=st.booleans(),
+    data=st.data(),
+)
+@pytest.mark.parametrize("name", ["prototype_logits", "prototype_loss", "attention_classify"])
+def test_classification_of_any_shape(
+    name: str, tasks: int, classes: int, extra: int, queries: int, dim: int, double: bool, data: st.DataObject
+) -> None:
+    more = st.lists(st.integers(0, classes - 1), min_size=extra, max_size=extra)
+    labels = torch.tensor([data.draw(st.permutations([*range(classes), *data.draw(more)])) for _ in range(tasks)])
+    wanted = torch.arange(tasks * queries).view(tasks, queries) % classes
+
+    def bound(module: Any) -> Callable[[Tensor, Tensor], Tensor | Tensors]:
+        function = getattr(module, name)
+        if name == "prototype_loss":
+            return lambda s, q: function(s, labels, q, wanted, classes, temperature=float(dim))
+        if name == "attention_classify":
+            return lambda s, q: function(q, s, labels, classes)
+        return lambda s, q: function(s, labels, q, classes, temperature=float(dim))
+
+    case = OpCase("drawn", ((tasks, classes + extra, dim), (tasks, queries, dim)), bound(ops), bound(reference))
+    assert_agrees(case, torch.float64 if double else torch.float32)
+    a, b = leaves(case), leaves(case)
+    gradients = torch.autograd.grad(scalar(case.op)(*a), a)
+    expected = torch.autograd.grad(scalar(case.twin)(*b), b)
+    for actual, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-9, atol=1e-12 + 1e-9 * float(right.abs().max()))
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
@@ -286,7 +395,14 @@ def test_forward_mode(case: OpCase) -> None:
     torch.testing.assert_close(*tangents)
 
 
-TRACED_CASES = ["inner_update-rate_of_each_element", "prototypes", "pairwise_distance-sqeuclidean"]
+TRACED_CASES = [
+    "inner_update-rate_of_each_element",
+    "prototypes",
+    "pairwise_distance-sqeuclidean",
+    "prototype_logits",
+    "prototype_loss",
+    "attention_classify",
+]
 TRACED = ["grad", "jvp", "vmap", "vmap of grad"]
 
 
@@ -457,6 +573,47 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "prototypes has dtype torch.float64, expected queries's torch.float32",
     ),
     "queries in half precision": (lambda: ops.pairwise_distance(Q.half(), P.half()), TypeError, "queries has dtype"),
+    "temperature zero": (lambda: ops.pairwise_distance(Q, P, temperature=0.0), ValueError, "temperature is 0.0, expec"),
+    "support of another dtype than queries": (
+        lambda: ops.prototype_logits(X.double(), LABELS, X, 3),
+        TypeError,
+        "support has dtype torch.float64, expected queries's torch.float32",
+    ),
+    "support of other dimensions than queries": (
+        lambda: ops.attention_classify(Q, X, LABELS, 3),
+        ValueError,
+        r"support has shape \(2, 5, 3\), expected \[T, S, D\] with T = 2 and D = 4",
+    ),
+    "class that logits have no sample of": (
+        lambda: ops.prototype_logits(X, LABELS, X, 4),
+        ValueError,
+        "labels has no sample of class 3 in task 0",
+    ),
+    "class that attention has no sample of": (
+        lambda: ops.attention_classify(X, X, LABELS, 3, mask=LABELS != 1),
+        ValueError,
+        "labels has no sample of class 1 in task 0",
+    ),
+    "query labels of another shape": (
+        lambda: ops.prototype_loss(X, LABELS, X, QUERY_LABELS, 3),
+        ValueError,
+        r"query_labels has shape \(2, 3\), expected \[T, Q\] = \(2, 5\)",
+    ),
+    "query label too large": (
+        lambda: ops.prototype_loss(X, LABELS, X, LABELS + 1, 3),
+        ValueError,
+        "query_labels holds 3 in task 0, expected 0 … 2",
+    ),
+    "query mask of another shape": (
+        lambda: ops.prototype_loss(X, LABELS, X, LABELS, 3, query_mask=MASK[:, :2]),
+        ValueError,
+        "query_mask is torch.bool of shape .2, 2., expected bool of shape .2, 5.",
+    ),
+    "task without a valid query": (
+        lambda: ops.prototype_loss(X, LABELS, X, LABELS, 3, query_mask=torch.tensor([[True], [False]]).expand(2, 5)),
+        ValueError,
+        "query_mask leaves task 1 without a valid query",
+    ),
     "metric misspelt": (
         lambda: ops.pairwise_distance(Q, P, metric="cosin"),  # type: ignore[arg-type]
         ValueError,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innerloop.contract import EmbeddingAlgorithm
-from innerloop.ops import pairwise_distance
+from innerloop.ops import attention_classify
 
 
 class MatchingNet(EmbeddingAlgorithm):
@@ -39,11 +37,4 @@ class MatchingNet(EmbeddingAlgorithm):
         ways: int,
         support_mask: Tensor | None = None,
     ) -> Tensor:
-        similarity = (1 - pairwise_distance(query, support, metric="cosine")) / self.temperature  # [T, Q, S]
-        if support_mask is not None:
-            similarity = similarity.masked_fill(~support_mask[:, None], -torch.inf)
-        attention = similarity.log_softmax(dim=2)
-        # log of the sum over a class's samples, by logsumexp: no probability is rounded to zero first
-        members = F.one_hot(torch.where(support_mask, support_y, 0) if support_mask is not None else support_y, ways)
-        members = members.bool().transpose(1, 2)[:, None]  # [T, 1, N, S]
-        return attention[:, :, None].masked_fill(~members, -torch.inf).logsumexp(dim=3)
+        return attention_classify(query, support, support_y, ways, temperature=self.temperature, mask=support_mask)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from innerloop.contract import EmbeddingAlgorithm
-from innerloop.ops import pairwise_distance, prototypes
+from innerloop.ops import prototype_logits
 
 
 class ProtoNet(EmbeddingAlgorithm):
@@ -42,5 +42,6 @@ class ProtoNet(EmbeddingAlgorithm):
         ways: int,
         support_mask: Tensor | None = None,
     ) -> Tensor:
-        centres = prototypes(support, support_y, ways, mask=support_mask)
-        return -pairwise_distance(query, centres, metric=self.metric) / self.temperature
+        return prototype_logits(
+            support, support_y, query, ways, metric=self.metric, temperature=self.temperature, mask=support_mask
+        )

@@ -33,9 +33,82 @@ def check_kernel(op: str, tensor: Tensor, name: str) -> None:
         )
 
 
+def check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected a positive number")
+
+
 def check_like(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
     """The other's dtype and device."""
     if tensor.dtype != other.dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}, expected {other_name}'s {other.dtype}")
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}, expected {other_name}'s device {other.device}")
+
+
+def check_same_space(queries: Tensor, points: Tensor, points_name: str, shape: str) -> None:
+    """queries [T, Q, D] and points of shape, say "[T, N, D]", in the same tasks and dimensions."""
+    check_float(queries, "queries")
+    check_dims(queries, "queries", "[T, Q, D]")
+    check_float(points, points_name)
+    check_dims(points, points_name, shape)
+    check_like(points, points_name, queries, "queries")
+    if points.shape[0] != queries.shape[0] or points.shape[2] != queries.shape[2]:
+        raise ValueError(
+            f"{points_name} has shape {tuple(points.shape)}, "
+            f"expected {shape} with T = {queries.shape[0]} and D = {queries.shape[2]} as queries has"
+        )
+
+
+def checked_labels(
+    labels: Tensor,
+    name: str,
+    samples: Tensor,
+    samples_name: str,
+    shape: str,
+    num_classes: int,
+    mask: Tensor | None,
+    mask_name: str = "mask",
+) -> Tensor:
+    """The labels of samples of shape, say "[T, S]", -1 where mask is False: a label that counts nowhere."""
+    check_tensor(labels, name)
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} has dtype {labels.dtype}, expected int64")
+    if labels.shape != samples.shape[:2]:
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected {shape} = {tuple(samples.shape[:2])}")
+    if labels.device != samples.device:
+        raise ValueError(f"{name} is on {labels.device}, expected {samples_name}'s device {samples.device}")
+    if num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 0")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != labels.shape):
+        raise ValueError(
+            f"{mask_name} is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(labels.shape)}"
+        )
+    if values_are_known(labels):
+        wrong = (labels < 0) | (labels >= num_classes)
+        places = (wrong if mask is None else wrong & mask).nonzero()
+        if len(places):
+            task, sample = places[0].tolist()
+            raise ValueError(
+                f"{name} holds {int(labels[task, sample])} in task {task}, "
+                f"expected 0 … {num_classes - 1} (num_classes - 1)"
+            )
+    return labels if mask is None else torch.where(mask, labels, -1)
+
+
+def check_every_class(labels: Tensor, name: str, num_classes: int) -> None:
+    """At least one sample of each class in each task; labels as checked_labels returns them."""
+    if not values_are_known(labels):
+        return
+    present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
+    present.scatter_(1, torch.where(labels < 0, num_classes, labels), True)
+    empty = (~present[:, :num_classes]).nonzero()
+    if len(empty):
+        task, missing = empty[0].tolist()
+        raise ValueError(f"{name} has no sample of class {missing} in task {task}")
+
+
+def values_are_known(tensor: Tensor) -> bool:
+    """Not so of a tensor under torch.compile, where a look at values would break the graph, or under torch.func.vmap.
+    There the kernels check what they must."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor))

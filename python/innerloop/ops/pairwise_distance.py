@@ -4,52 +4,63 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops.checks import check_dims, check_float, check_kernel, check_like
+from innerloop.ops.checks import check_kernel, check_same_space, check_temperature
 from innerloop.registry import nearest
 
-Metric = Literal["sqeuclidean", "cosine", "dot"]
+Metric = Literal["sqeuclidean", "euclidean", "cosine", "dot"]
 
 
-def pairwise_distance(queries: Tensor, prototypes: Tensor, metric: Metric = "sqeuclidean") -> Tensor:
+def pairwise_distance(
+    queries: Tensor, prototypes: Tensor, metric: Metric = "sqeuclidean", temperature: float = 1.0
+) -> Tensor:
     """How far each query is from each prototype of its task; smaller is closer in every metric.
 
     Differentiable to any order. No [T, Q, N, D] tensor is made, but by torch.compile over a torch.func transform.
 
     Args:
         queries: [T, Q, D] float32 or float64. prototypes: [T, N, D], the same dtype.
-        metric: "sqeuclidean", ‖q − p‖², which is 0 exactly for identical points and never negative (Snell et al. 2017);
-            "cosine", 1 − q·p / (‖q‖ ‖p‖) (Vinyals et al. 2016); "dot", −q·p.
+        metric: "sqeuclidean", ‖q − p‖² (Snell et al. 2017); "euclidean", its root, whose derivatives of every order
+            are 0 where q = p; "cosine", 1 − q·p / (‖q‖ ‖p‖) (Vinyals et al. 2016), 1 with zero derivatives for a vector
+            of zeros; "dot", −q·p. But for "dot", none is negative, and that of identical points (no zero vectors, for
+            "cosine") is 0 exactly.
+        temperature: the distances are divided by it.
 
     Returns: [T, Q, N].
 
     Raises:
-        TypeError, ValueError: dtypes, shapes or devices that do not fit together, or an unknown metric.
+        TypeError, ValueError: dtypes, shapes or devices that do not fit together, an unknown metric, or a temperature
+            that is not positive.
     """
-    check_float(queries, "queries")
-    check_dims(queries, "queries", "[T, Q, D]")
-    check_float(prototypes, "prototypes")
-    check_dims(prototypes, "prototypes", "[T, N, D]")
-    check_like(prototypes, "prototypes", queries, "queries")
-    if prototypes.shape[0] != queries.shape[0] or prototypes.shape[2] != queries.shape[2]:
-        raise ValueError(
-            f"prototypes has shape {tuple(prototypes.shape)}, "
-            f"expected [T, N, D] with T = {queries.shape[0]} and D = {queries.shape[2]} as queries has"
-        )
-    if metric == "sqeuclidean":
-        check_kernel("squared_distances", queries, "queries")
-        distances: Tensor = _distances(queries, prototypes)
-        return distances
-    if metric == "cosine":
-        return 1 - F.normalize(queries, dim=2) @ F.normalize(prototypes, dim=2).mT
+    check_same_space(queries, prototypes, "prototypes", "[T, N, D]")
+    check_temperature(temperature)
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric is {metric!r}.{nearest(str(metric), list(get_args(Metric)))}")
     if metric == "dot":
-        return -(queries @ prototypes.mT)
-    raise ValueError(f"metric is {metric!r}.{nearest(str(metric), list(get_args(Metric)))}")
+        return queries @ prototypes.mT / -temperature
+    check_kernel("squared_distances", queries, "queries")
+    if metric == "cosine":
+        # Half the squared distance of the unit vectors, which is exact where 1 − q·p is lost in rounding
+        queries, no_query = unit_vectors(queries)
+        prototypes, no_prototype = unit_vectors(prototypes)
+        return (squared_distances(queries, prototypes) + (no_query + no_prototype.mT)) / (2 * temperature)
+    distances: Tensor = squared_distances(queries, prototypes)
+    if metric == "euclidean":
+        same = distances == 0
+        distances = torch.where(same, 0, torch.where(same, 1, distances).sqrt())
+    return distances / temperature if temperature != 1 else distances
+
+
+def unit_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., D] over its norms, 0 with zero derivatives where x is 0; and 1 there, [..., 1], 0 elsewhere."""
+    squares = (x * x).sum(-1, keepdim=True)
+    zero = squares == 0
+    return x * torch.where(zero, 0, torch.where(zero, 1, squares).rsqrt()), zero.to(x.dtype)
 
 
 def _derivative(queries: Tensor, points: Tensor, along_queries: Tensor, along_points: Tensor) -> Tensor:
@@ -68,7 +79,7 @@ def _setup(ctx: Any, arguments: Arguments, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> Arguments:
-    result: Arguments = _distances_backward(gradient, *ctx.saved_tensors)
+    result: Arguments = squared_distances_backward(gradient, *ctx.saved_tensors)
     return result
 
 
@@ -86,17 +97,18 @@ def _second_fake(gradient: Tensor, queries: Tensor, points: Tensor) -> tuple[Ten
 def _second_backward(ctx: Any, along_queries: Tensor, along_points: Tensor) -> Arguments:
     gradient, queries, points = ctx.saved_tensors
     for_gradient = _derivative(queries, points, along_queries, along_points)
-    return for_gradient, *_distances_backward(gradient, along_queries, along_points)
+    return for_gradient, *squared_distances_backward(gradient, along_queries, along_points)
 
 
 def _second_jvp(ctx: Any, along_gradient: Tensor, along_queries: Tensor, along_points: Tensor) -> Arguments:
     gradient, queries, points = ctx.saved_tensors
-    first = _distances_backward(along_gradient, queries, points)
-    second = _distances_backward(gradient, along_queries, along_points)
+    first = squared_distances_backward(along_gradient, queries, points)
+    second = squared_distances_backward(gradient, along_queries, along_points)
     return tuple(a + b for a, b in zip(first, second, strict=True))
 
 
-_distances = differentiable(
+#: (queries, points) → [T, Q, N], and its backward: (gradient [T, Q, N], queries, points) → their gradients.
+squared_distances = differentiable(
     "squared_distances",
     fake=_fake,
     setup_context=_setup,
@@ -104,6 +116,6 @@ _distances = differentiable(
     jvp=_jvp,
     twin=reference.pairwise_distance,
 )
-_distances_backward = differentiable(
+squared_distances_backward = differentiable(
     "squared_distances_backward", fake=_second_fake, setup_context=_setup, backward=_second_backward, jvp=_second_jvp
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops.checks import check_dims, check_float, check_kernel, check_tensor
+from innerloop.ops.checks import check_dims, check_every_class, check_float, check_kernel, checked_labels
 
 
 def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
@@ -34,43 +33,10 @@ def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tenso
     check_float(embeddings, "embeddings")
     check_dims(embeddings, "embeddings", "[T, S, D]")
     check_kernel("prototypes", embeddings, "embeddings")
-    check_tensor(labels, "labels")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels has dtype {labels.dtype}, expected int64")
-    if labels.shape != embeddings.shape[:2]:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected [T, S] = {tuple(embeddings.shape[:2])}")
-    if labels.device != embeddings.device:
-        raise ValueError(f"labels is on {labels.device}, expected embeddings's device {embeddings.device}")
-    if num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}, expected at least 0")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != labels.shape):
-        raise ValueError(
-            f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(labels.shape)}"
-        )
-    if not torch.compiler.is_compiling():  # a check of values would break the graph; the kernel checks the range
-        _check_labels(labels, num_classes, mask)
-    if mask is not None:
-        labels = torch.where(mask, labels, -1)
-    means, _ = _prototypes(embeddings, labels, num_classes)
+    labels = checked_labels(labels, "labels", embeddings, "embeddings", "[T, S]", num_classes, mask)
+    check_every_class(labels, "labels", num_classes)
+    means, _ = class_means(embeddings, labels, num_classes)
     return means
-
-
-def _check_labels(labels: Tensor, num_classes: int, mask: Tensor | None) -> None:
-    if torch._C._functorch.is_functorch_wrapped_tensor(labels):
-        return  # values of a vmapped tensor cannot be read; the kernel checks the range
-    counts = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-    wrong = (counts & ((labels < 0) | (labels >= num_classes))).nonzero()
-    if len(wrong):
-        task, sample = wrong[0].tolist()
-        raise ValueError(
-            f"labels holds {int(labels[task, sample])} in task {task}, expected 0 … {num_classes - 1} (num_classes - 1)"
-        )
-    present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
-    present.scatter_(1, torch.where(counts, labels, num_classes), True)
-    empty = (~present[:, :num_classes]).nonzero()
-    if len(empty):
-        task, missing = empty[0].tolist()
-        raise ValueError(f"labels has no sample of class {missing} in task {task}: it has no prototype")
 
 
 def _fake(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -87,12 +53,12 @@ def _setup(ctx: Any, arguments: Arguments, output: tuple[Tensor, Tensor]) -> Non
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> Arguments:
     weights, labels = ctx.saved_tensors
-    return _prototypes_backward(gradient, weights, labels), None, None
+    return class_means_backward(gradient, weights, labels), None, None
 
 
 def _jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
     (labels,) = ctx.saved_tensors
-    return _prototypes(tangent, labels, ctx.num_classes)[0], None
+    return class_means(tangent, labels, ctx.num_classes)[0], None
 
 
 # The transpose of a linear map is linear too: each is the other's backward.
@@ -109,20 +75,22 @@ def _transpose_setup(ctx: Any, arguments: Arguments, output: Tensor) -> None:
 
 def _transpose_backward(ctx: Any, gradient: Tensor) -> Arguments:
     (labels,) = ctx.saved_tensors
-    return _prototypes(gradient, labels, ctx.num_classes)[0], None, None
+    return class_means(gradient, labels, ctx.num_classes)[0], None, None
 
 
 def _transpose_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
     weights, labels = ctx.saved_tensors
-    return _prototypes_backward(tangent, weights, labels)
+    return class_means_backward(tangent, weights, labels)
 
 
 def _twin(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, None]:
     return reference.prototypes(embeddings, labels, num_classes), None
 
 
-_prototypes = differentiable("prototypes", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, twin=_twin)
-_prototypes_backward = differentiable(
+#: (embeddings, labels, num_classes) → (means [T, N, D], 1 / number of samples of each class [T, N]); a label of -1 is
+#: no class. Its transpose is class_means_backward (gradient [T, N, D], those weights, labels) → [T, S, D].
+class_means = differentiable("prototypes", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, twin=_twin)
+class_means_backward = differentiable(
     "prototypes_backward",
     fake=_transpose_fake,
     setup_context=_transpose_setup,
