@@ -344,20 +344,27 @@ def test_the_loss_is_an_ordinary_tensor() -> None:
     assert len(gradients_of(model)) == len(once)
 
 
+def raw_outputs(model: nn.Module, tasks: TaskBatch) -> list[Tensor]:
+    """What torch.ops.innerloop.maml returns where nothing of ours stands before it."""
+    options = {"step_weights": None, "support_weight": 0.0, "adapt": None, "first_order": False}
+    inner = InnerLoop.create(model, inner_lr=0.1, bn="transductive", loss="cross_entropy", **options)
+    parameters, rates_, buffers, _, settings_ = engine.native_call(model, tasks, inner)
+    return native._call(parameters, rates_, buffers, tasks, settings_, [True] * len(parameters), False)
+
+
+@pytest.mark.parametrize("output", [1, 2], ids=["task losses", "logits"])
+def test_the_raw_op_refuses_gradients_of_its_other_outputs(output: int) -> None:
+    outputs = raw_outputs(mlp(), make_tasks((6,)))
+    with pytest.raises(RuntimeError, match="the meta-loss, alone"):
+        outputs[output].sum().backward()
+
+
 @pytest.mark.parametrize("through", ["parameters", "α", "the raw op"])
 def test_a_gradient_penalty_raises(through: str) -> None:
     model, tasks = mlp(), make_tasks((6,))
     alpha = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     if through == "the raw op":
-        network = lowered(model)
-        options = {"step_weights": None, "support_weight": 0.0, "adapt": None, "first_order": False}
-        inner = InnerLoop.create(model, inner_lr=0.1, bn="transductive", loss="cross_entropy", **options)
-        call = engine._native_call(model, tasks, inner, None, "native")
-        assert call is not None
-        parameters, rates_, buffers, _, settings_ = call
-        needs = [True] * len(network.names)
-        losses = native._call(parameters, rates_, buffers, tasks, settings_, needs, False)[0]
-        loss = losses.mean()
+        loss = raw_outputs(model, tasks)[0]
     else:
         loss = loss_of(model, tasks, inner_lr=alpha)
     inputs = [alpha] if through == "α" else list(model.parameters())

@@ -22,9 +22,9 @@ def make(workload: Workload, dtype: str) -> Step:
     places = [lowered(model).names.index(name) for name, _ in model.named_parameters()]
 
     def step():
-        task_losses, _, *gradients = _call(
+        loss, _, _, *gradients = _call(
             parameters, rates, buffers, tasks, settings, [True] * len(parameters), learn_rates=False
         )
-        return task_losses.mean(), [gradients[place] for place in places]
+        return loss, [gradients[place] for place in places]
 
     return step

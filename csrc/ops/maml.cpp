@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -263,10 +264,11 @@ std::vector<Tensor> maml_cpu(std::vector<Tensor> parameters, std::vector<Tensor>
   with_call(arguments, support, &query, [&]<class T>(CheckedCall<T>& call) {
     Request<T>& request = call.request;
     read_meta<T>({step_weights, support_weight, first_order}, request);
+    results.push_back(cpu_zeros(support_x, {}));
     results.push_back(cpu_zeros(support_x, {request.tasks}));
     results.push_back(cpu_zeros(support_x, {request.tasks, request.query.count, call.outputs()}));
-    request.task_losses = results[0].mutable_data_ptr<T>();
-    request.logits = results[1].mutable_data_ptr<T>();
+    request.task_losses = results[1].mutable_data_ptr<T>();
+    request.logits = results[2].mutable_data_ptr<T>();
     const bool any = std::ranges::find(needs_gradient, true) != needs_gradient.end();
     std::vector<T*> gradients, for_rates;
     add_gradients(parameters, needs_gradient, results, gradients);
@@ -276,6 +278,8 @@ std::vector<Tensor> maml_cpu(std::vector<Tensor> parameters, std::vector<Tensor>
     if (any) request.gradients = gradients;
     if (rate_gradients) request.rate_gradients = for_rates;
     run_in_parallel(*engine_for(request));
+    const double sum = std::accumulate(request.task_losses, request.task_losses + request.tasks, 0.0);
+    *results[0].mutable_data_ptr<T>() = static_cast<T>(sum / static_cast<double>(request.tasks));
   });
   return results;
 }

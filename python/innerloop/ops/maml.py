@@ -64,15 +64,20 @@ def maml(
     needs = [grad and parameter.requires_grad for parameter in parameters]
     learn_rates = grad and any(rate.requires_grad for rate in rates)
     if not (learn_rates or any(needs)):
-        task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, False)[:2]
-        return task_losses.mean(), task_losses, logits
+        loss, task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, False)[:3]
+        return loss, task_losses, logits
     if torch.compiler.is_compiling():  # the op's own autograd, which a compiled graph needs
-        task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)[:2]
-        return task_losses.mean(), task_losses.detach(), logits.detach()
+        loss, task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)[:3]
+        return loss, task_losses.detach(), logits.detach()
     differentiated = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
     if learn_rates:
         differentiated += [rate for rate in rates if rate.numel()]
-    return _Maml.apply((parameters, rates, buffers, tasks, settings, needs, learn_rates), *differentiated)
+    outputs: list[Tensor] = []
+    loss: Tensor = _Maml.apply(
+        (parameters, rates, buffers, tasks, settings, needs, learn_rates), outputs, *differentiated
+    )
+    task_losses, logits = outputs
+    return loss, task_losses, logits
 
 
 def adapt(
@@ -108,7 +113,7 @@ def _call(
     needs: list[bool],
     learn_rates: bool,
 ) -> list[Tensor]:
-    """[task losses, outputs, a gradient for each parameter, one for each rate]."""
+    """[meta-loss, task losses, outputs, a gradient for each parameter, one for each rate]."""
     return torch.ops.innerloop.maml.default(
         parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y,
         tasks.support_mask, tasks.query_mask, settings.program, settings.bn, settings.loss, settings.label_smoothing,
@@ -121,22 +126,18 @@ class _Maml(torch.autograd.Function):
     """The op for eager mode: half the overhead of the autograd that torch.library would give it."""
 
     @staticmethod
-    def forward(ctx: Any, arguments: tuple[Any, ...], *differentiated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, arguments: tuple[Any, ...], outputs: list[Tensor], *differentiated: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            task_losses, logits, *gradients = _call(*arguments)
+            loss, task_losses, logits, *gradients = _call(*arguments)
+        outputs += (task_losses, logits)  # beside autograd: they have no gradient
         ctx.gradients = [gradient for gradient in gradients if gradient.numel()]
         # Kept so that one written to before backward is noticed, as torch's own functions notice it.
         ctx.save_for_backward(*differentiated)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(task_losses, logits)
-        return task_losses.mean(), task_losses, logits
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        differentiated = ctx.saved_tensors
-        if upstream is None:
-            return (None,) * (len(differentiated) + 1)
-        return None, *_scaled(upstream, ctx.gradients, differentiated)
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_scaled(upstream, ctx.gradients, ctx.saved_tensors)
 
 
 def _scaled(upstream: Tensor, gradients: list[Tensor], differentiated: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -170,20 +171,22 @@ _maml_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, outp
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     parameters, rates, buffers = inputs[:3]
-    tensors, gradients = [*parameters, *rates], output[2:]
+    tensors, gradients = [*parameters, *rates], output[3:]
     ctx.lengths = len(parameters), len(rates), len(buffers)
+    ctx.set_materialize_grads(False)
     ctx.places = [place for place, gradient in enumerate(gradients) if gradient.numel()]
     ctx.save_for_backward(*(tensors[place] for place in ctx.places), *(gradients[place] for place in ctx.places))
 
 
 def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     parameters, rates, buffers = ctx.lengths
+    if upstream[1] is not None or upstream[2] is not None:
+        raise RuntimeError("innerloop::maml has gradients of its first output, the meta-loss, alone")
     results: list[Tensor | None] = [None] * (parameters + rates)
     if upstream[0] is not None:
         count = len(ctx.places)
         differentiated, gradients = list(ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
-        # The task losses reach the meta-loss through their mean alone, so each entry is the upstream gradient over T.
-        for place, gradient in zip(ctx.places, _scaled(upstream[0].sum(), gradients, differentiated), strict=True):
+        for place, gradient in zip(ctx.places, _scaled(upstream[0], gradients, differentiated), strict=True):
             results[place] = gradient
     return results[:parameters], results[parameters:], [None] * buffers, *[None] * 17
 
@@ -212,6 +215,7 @@ def _fake(
 ) -> list[Tensor]:
     outputs = decoded_outputs(program, tuple(support_x.shape[2:]), [tuple(p.shape) for p in parameters])
     return [
+        support_x.new_empty(()),
         support_x.new_empty(query_x.shape[:1]),
         support_x.new_empty((*query_x.shape[:2], outputs)),
         *(p.new_empty(p.shape if needed else 0) for p, needed in zip(parameters, needs_gradient, strict=True)),
