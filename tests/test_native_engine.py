@@ -26,7 +26,6 @@ from torch import Tensor, nn
 import innerloop
 from innerloop import Result, TaskBatch, engine, torch_engine
 from innerloop.inner_loop import InnerLoop
-from innerloop.lowering import lowered
 from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks
 
@@ -363,10 +362,7 @@ def test_the_raw_op_refuses_gradients_of_its_other_outputs(output: int) -> None:
 def test_a_gradient_penalty_raises(through: str) -> None:
     model, tasks = mlp(), make_tasks((6,))
     alpha = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    if through == "the raw op":
-        loss = raw_outputs(model, tasks)[0]
-    else:
-        loss = loss_of(model, tasks, inner_lr=alpha)
+    loss = raw_outputs(model, tasks)[0] if through == "the raw op" else loss_of(model, tasks, inner_lr=alpha)
     inputs = [alpha] if through == "α" else list(model.parameters())
     gradients = torch.autograd.grad(loss, inputs, create_graph=True)
     assert all(gradient.requires_grad for gradient in gradients)

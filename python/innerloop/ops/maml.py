@@ -73,9 +73,7 @@ def maml(
     if learn_rates:
         differentiated += [rate for rate in rates if rate.numel()]
     outputs: list[Tensor] = []
-    loss: Tensor = _Maml.apply(
-        (parameters, rates, buffers, tasks, settings, needs, learn_rates), outputs, *differentiated
-    )
+    loss = _Maml.apply((parameters, rates, buffers, tasks, settings, needs, learn_rates), outputs, *differentiated)
     task_losses, logits = outputs
     return loss, task_losses, logits
 
