@@ -21,12 +21,14 @@ class OpCase:
     Args:
         shapes: of those tensors. The first dimension of each is tasks.
         op, twin: from the tensors to a tensor or a tuple of tensors; other arguments are bound.
+        accuracy: how near they are in float64.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     op: Callable[..., Tensor | Tensors]
     twin: Callable[..., Tensor | Tensors]
+    accuracy: float = 1e-12
 
     def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> Tensors:
         g = torch.Generator().manual_seed(seed)
@@ -74,6 +76,25 @@ def classifying(name: str, **options: object) -> OpCase:
     variant = "-".join("masked" if key.endswith("mask") else f"{key}={value}" for key, value in options.items())
     shapes = ((2, 5, 3), (2, 3, 3))
     return OpCase(f"{name}-{variant}".rstrip("-"), shapes, bound(getattr(ops, name)), bound(getattr(reference, name)))
+
+
+def _ridge(function: Callable[..., Tensor], samples: int, mask: Tensor | None = None) -> Callable[..., Tensor]:
+    """Of support set, queries and the logarithm of the regularization."""
+    mask = None if mask is None else mask[:, :samples]
+    return lambda support, queries, log_rate: function(
+        support, LABELS[:, :samples], queries, 3, regularization=log_rate.exp(), mask=mask
+    )
+
+
+def _regression(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Of support set, targets and queries."""
+    return lambda support, targets, queries: function(support, targets, queries, 2, regularization=0.5)
+
+
+def _svm(function: Callable[..., Tensor], mask: Tensor | None = None, **options: float) -> Callable[..., Tensor]:
+    if function is ops.svm_head:
+        options["tolerance"] = 1e-14  # as near as float64 comes, for derivatives by differences
+    return lambda support, queries: function(support, LABELS, queries, 3, mask=mask, **options)
 
 
 def updates(function: Callable[..., list[Tensor]], lr: list[Tensor | float] | None = None) -> Callable[..., Tensors]:
@@ -144,6 +165,45 @@ CASES = [
         )
         for queries, points, dim in ((23, 5, 83), (4, 9, 64), (1, 1, 1))
     ),
+    *(
+        OpCase(
+            f"ridge_head-{name}",
+            ((2, samples, dim), (2, 2, dim), ()),
+            _ridge(ops.ridge_head, samples, mask),
+            _ridge(reference.ridge_head, samples, mask),
+            1e-10,
+        )
+        for name, samples, dim, mask in (
+            ("primal", 5, 3, None),
+            ("primal-masked", 5, 3, MASK),
+            ("dual", 3, 5, None),
+            ("dual-masked", 3, 5, MASK),
+            ("dual-wide", 5, 83, MASK),
+        )
+    ),
+    OpCase(
+        "ridge_head-regression",
+        ((2, 4, 3), (2, 4, 2), (2, 2, 3)),
+        _regression(ops.ridge_head),
+        _regression(reference.ridge_head),
+    ),
+]
+# Differentiable once. C decides how many bounds hold α; the diagonal of 1 is that of MetaOptNet's code.
+FIRST_ORDER_CASES = [
+    OpCase(
+        f"svm_head-{name}",
+        ((2, 5, dim), (2, 2, dim)),
+        _svm(ops.svm_head, mask, **options),
+        _svm(reference.svm_head, mask, **options),
+        1e-9,
+    )
+    for name, dim, mask, options in (
+        ("all_bounded", 3, None, {"C": 0.01}),
+        ("some_bounded", 3, None, {"C": 0.3}),
+        ("large_C", 6, None, {"C": 10.0}),
+        ("masked", 6, MASK, {"C": 0.3}),
+        ("diagonal", 3, MASK, {"C": 0.3, "diagonal": 1.0}),
+    )
 ]
 # The cases whose every derivative is cheap enough to be taken element by element.
 SMALL_CASES = [case for case in CASES if all(torch.Size(shape).numel() <= 30 for shape in case.shapes)]
@@ -157,6 +217,8 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         g = torch.Generator().manual_seed(len(shape))
         return torch.randn(shape, generator=g, dtype=torch.float64).to(device).requires_grad_()
 
+    rows = random(T, S, D).detach()
+    gram = rows @ rows.mT + torch.eye(S, dtype=torch.float64, device=device)
     labels, weights = LABELS.to(device), torch.rand(T, 3, dtype=torch.float64, device=device)
     return {
         "inner_update": ([random(T, 3), random(T)], [random(T, 3), random(T)], [random(T, 3), random()]),
@@ -164,13 +226,24 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         "prototypes_backward": (random(T, 3, D), weights, labels),
         "squared_distances": (random(T, Q, D), random(T, N, D)),
         "squared_distances_backward": (random(T, Q, N), random(T, Q, D), random(T, N, D)),
+        "inner_products": (random(T, Q, D), random(T, N, D)),
+        "gram_matrix": (random(T, S, D),),
+        "combine_rows": (random(T, Q, N), random(T, N, D)),
+        "solve_positive_definite": (gram.clone().requires_grad_(), random(T, S, N)),
+        "svm_solve": (gram.clone().requires_grad_(), labels, 3, 0.1, 50, 1e-10),
+        "svm_kkt_solve": (
+            random(T, S, 3).detach(),
+            gram,
+            torch.ones(T, S, 3, dtype=torch.float64, device=device),
+            labels,
+        ),
     }
 
 
 def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None:
     """The op's values are its twin's in float64, as near as the dtype allows."""
     inputs = case.inputs(dtype, device)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    tolerance = case.accuracy if dtype == torch.float64 else 1e-5
     outputs, expected = as_tuple(case.op(*inputs)), as_tuple(case.twin(*(x.double() for x in inputs)))
     for actual, wanted in zip(outputs, expected, strict=True):
         assert actual.dtype == dtype
@@ -178,7 +251,7 @@ def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None
 
 
 def main() -> None:
-    for case in CASES:
+    for case in (*CASES, *FIRST_ORDER_CASES):
         for dtype in (torch.float64, torch.float32):
             assert_agrees(case, dtype)
             leaves = [tensor.requires_grad_() for tensor in case.inputs(dtype)]
@@ -186,7 +259,7 @@ def main() -> None:
                 torch.autograd.grad([out.sin().sum() for out in as_tuple(function(*leaves))], leaves)
                 for function in (case.op, case.twin)
             ]
-            tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+            tolerance = 100 * case.accuracy if dtype == torch.float64 else 1e-3
             torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
     print(torch.ops.innerloop.instruction_set())
 

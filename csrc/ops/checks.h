@@ -33,6 +33,21 @@ inline void check_size(const Tensor& tensor, int64_t dim, int64_t size, const ch
                   size);
 }
 
+// labels [tasks, samples], contiguous: each -1 (no class) to classes - 1.
+inline Tensor checked_labels(const Tensor& labels, int64_t tasks, int64_t samples, int64_t classes) {
+  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.is_cpu(), "labels must be an int64 CPU tensor");
+  check_dims(labels, 2, "labels");
+  check_size(labels, 0, tasks, "labels");
+  check_size(labels, 1, samples, "labels");
+  Tensor contiguous = torch::stable::contiguous(labels);
+  const int64_t* label = contiguous.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < tasks * samples; ++i) {
+    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, "labels holds ", label[i], " in task ", i / samples,
+                    ", expected 0 to ", classes - 1);
+  }
+  return contiguous;
+}
+
 // Calls work(T{}) with T the tensor's type.
 template <class Work>
 void for_type(const Tensor& tensor, const Work& work) {

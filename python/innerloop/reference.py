@@ -90,3 +90,97 @@ def attention_classify(
 def inner_update(params: list[Tensor], grads: list[Tensor], lr: list[Tensor]) -> list[Tensor]:
     """Twin of :func:`innerloop.ops.inner_update`."""
     return [param - rate * grad for param, grad, rate in zip(params, grads, lr, strict=True)]
+
+
+def ridge_head(
+    support: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    regularization: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Twin of :func:`innerloop.ops.ridge_head`, in the primal form whatever the sizes."""
+    targets = labels if labels.is_floating_point() else one_hot(labels, num_classes, support.dtype)
+    if mask is not None:
+        support, targets = torch.where(mask[..., None], support, 0), torch.where(mask[..., None], targets, 0)
+    system = support.mT @ support + regularization * torch.eye(support.shape[2], dtype=support.dtype)
+    return queries @ solve_positive_definite(system, support.mT @ targets)
+
+
+def solve_positive_definite(matrix: Tensor, right: Tensor) -> Tensor:
+    """matrix⁻¹ right. Not torch.linalg.solve, whose derivative by torch.func's grad of jvp is wrong (torch 2.13)."""
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+
+def svm_head(
+    support: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    C: float = 0.1,
+    diagonal: float = 0.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Twin of :func:`innerloop.ops.svm_head`."""
+    if mask is not None:
+        support, labels = torch.where(mask[..., None], support, 0), torch.where(mask, labels, -1)
+    gram = support @ support.mT + diagonal * torch.eye(support.shape[1], dtype=support.dtype)
+    return queries @ support.mT @ svm_dual(gram, labels, num_classes, C)
+
+
+def svm_dual(gram: Tensor, labels: Tensor, num_classes: int, C: float, iterations: int = 40) -> Tensor:
+    """α of :func:`innerloop.ops.svm_solve`, float64, from the Gram matrices [T, S, S] and labels, -1 for a sample that
+    is not there: a dense interior-point method, and one more Newton step for the derivative."""
+    there = (labels >= 0)[..., None]
+    gram = torch.where(there & there.mT, gram, 0)
+    target = one_hot(labels.clamp(min=0), num_classes, gram.dtype)
+    with torch.no_grad():
+        dual = (target - 1 / num_classes) * (1 / (2 + gram.diagonal(dim1=1, dim2=2).amax(1)))[:, None, None]
+        slack = target - dual  # of α/C
+        multiplier, shift = torch.ones_like(dual), torch.zeros_like(dual[..., :1])
+        for _ in range(iterations):
+            gradient = C * gram @ dual - target + multiplier + shift
+            relaxed = 0.1 * (slack * multiplier).mean((1, 2), keepdim=True) / slack
+            step, shift_step = _kkt_step(C * gram, multiplier / slack, -gradient + multiplier - relaxed)
+            multiplier_step = relaxed - multiplier + multiplier / slack * step
+            growth = torch.maximum(step / slack, -multiplier_step / multiplier).amax((1, 2), keepdim=True)
+            length = (0.95 / growth.clamp(min=1e-9)).clamp(max=1)
+            dual, slack = dual + length * step, slack - length * step
+            multiplier, shift = multiplier + length * multiplier_step, shift + length * shift_step
+    gradient = C * gram @ dual - target + multiplier + shift
+    step, _ = _kkt_step(C * gram, multiplier / slack, -gradient)
+    return torch.where(there, C * (dual + step), 0)
+
+
+def _kkt_step(gram: Tensor, curvature: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """(δ [T, S, N], ν [T, S, 1]) with (K + curvature) δ + ν = right and Σₖ δ = 0, as one dense system."""
+    tasks, samples, classes = right.shape
+    unit = torch.eye(samples, dtype=gram.dtype)
+    within = torch.einsum("tij,kl->tikjl", gram, torch.eye(classes, dtype=gram.dtype)).flatten(3).flatten(1, 2)
+    sums = unit.repeat_interleave(classes, 1).expand(tasks, -1, -1)
+    system = torch.cat(
+        [
+            torch.cat([within + torch.diag_embed(curvature.flatten(1)), sums.mT], 2),
+            torch.cat([sums, torch.zeros(tasks, samples, samples, dtype=gram.dtype)], 2),
+        ],
+        1,
+    )
+    sides = torch.cat([right.flatten(1), torch.zeros(tasks, samples, dtype=gram.dtype)], 1)
+    solution = torch.linalg.solve(system, sides)
+    return solution[:, : samples * classes].reshape(right.shape), solution[:, samples * classes :, None]
+
+
+def svm_objectives(gram: Tensor, labels: Tensor, dual: Tensor, C: float) -> tuple[Tensor, Tensor]:
+    """(primal, dual) objectives [T] of the support vector machine, to be minimised and maximised."""
+    target = one_hot(labels, dual.shape[2], dual.dtype)
+    scores = gram @ dual
+    squares = (dual * scores).sum((1, 2)) / 2
+    margins = scores - target
+    losses = margins.amax(2) - (margins * target).sum(2)
+    return squares + C * (losses * (labels >= 0)).sum(1), (dual * target).sum((1, 2)) - squares
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """[..., N]; zeros for a label of -1."""
+    return (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(dtype)

@@ -1,0 +1,117 @@
+// inner_products, gram_matrix and combine_rows: products with the embeddings of each task, summed in float64.
+#include "kernels/row_products.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "ops/checks.h"
+
+namespace innerloop {
+namespace {
+
+constexpr int64_t row_block = 15;  // rows a thread takes at a time; a multiple of the kernels' tiles
+
+// [T, A, B] float64 of rows a [T, A, D] and b [T, B, D].
+Tensor inner_products_cpu(Tensor a, Tensor b) {
+  check_floating(a, "a");
+  check_floating(b, "b");
+  check_same_type(b, a, "b");
+  check_dims(a, 3, "a");
+  check_dims(b, 3, "b");
+  check_size(b, 0, a.size(0), "b");
+  check_size(b, 2, a.size(2), "b");
+  const int64_t tasks = a.size(0), a_rows = a.size(1), b_rows = b.size(1), dim = a.size(2);
+  const Tensor left = torch::stable::contiguous(a);
+  const Tensor right = torch::stable::contiguous(b);
+  Tensor out = torch::stable::new_empty(left, {tasks, a_rows, b_rows}, ScalarType::Double);
+  double* to = out.mutable_data_ptr<double>();
+  const int64_t blocks = (a_rows + row_block - 1) / row_block;
+  for_type(left, [&]<class T>(T) {
+    const T* x = left.const_data_ptr<T>();
+    const T* y = right.const_data_ptr<T>();
+    torch::stable::parallel_for(0, tasks * blocks, grain(row_block * b_rows * dim), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t t = i / blocks, first = i % blocks * row_block, row = t * a_rows + first;
+        INNERLOOP_CALL(inner_products, x + row * dim, y + t * b_rows * dim, std::min(row_block, a_rows - first), b_rows,
+                       dim, to + row * b_rows, b_rows);
+      }
+    });
+  });
+  return out;
+}
+
+// [T, S, S] float64: the inner products of the rows [T, S, D] with one another, exactly symmetric.
+Tensor gram_matrix_cpu(Tensor rows) {
+  check_floating(rows, "rows");
+  check_dims(rows, 3, "rows");
+  const int64_t tasks = rows.size(0), count = rows.size(1), dim = rows.size(2);
+  const Tensor x = torch::stable::contiguous(rows);
+  Tensor out = torch::stable::new_empty(x, {tasks, count, count}, ScalarType::Double);
+  double* to = out.mutable_data_ptr<double>();
+  const int64_t blocks = (count + row_block - 1) / row_block;
+  for_type(x, [&]<class T>(T) {
+    const T* from = x.const_data_ptr<T>();
+    torch::stable::parallel_for(0, tasks * blocks, grain(row_block * count * dim / 2), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t t = i / blocks, first = i % blocks * row_block, last = std::min(first + row_block, count);
+        const T* task = from + t * count * dim;
+        double* matrix = to + t * count * count;
+        INNERLOOP_CALL(inner_products, task + first * dim, task, last - first, last, dim, matrix + first * count,
+                       count);
+      }
+    });
+  });
+  for (int64_t t = 0; t < tasks; ++t) {
+    double* matrix = to + t * count * count;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t j = 0; j < i; ++j) matrix[j * count + i] = matrix[i * count + j];
+    }
+  }
+  return out;
+}
+
+// [T, A, D]: coefficients [T, A, B] float64 times rows [T, B, D].
+Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
+  check_floating(rows, "rows");
+  check_floating(coefficients, "coefficients");
+  STD_TORCH_CHECK(coefficients.scalar_type() == ScalarType::Double, "coefficients must be float64");
+  check_dims(rows, 3, "rows");
+  check_dims(coefficients, 3, "coefficients");
+  check_size(coefficients, 0, rows.size(0), "coefficients");
+  check_size(coefficients, 2, rows.size(1), "coefficients");
+  const int64_t tasks = rows.size(0), in_rows = rows.size(1), dim = rows.size(2), out_rows = coefficients.size(1);
+  const Tensor c = torch::stable::contiguous(coefficients);
+  const Tensor x = torch::stable::contiguous(rows);
+  Tensor out = torch::stable::new_empty(x, {tasks, out_rows, dim});
+  const double* coefficient = c.const_data_ptr<double>();
+  constexpr int64_t block = 512;  // columns; a multiple of the kernels' tiles
+  const int64_t blocks = (dim + block - 1) / block;
+  for_type(x, [&]<class T>(T) {
+    const T* from = x.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    torch::stable::parallel_for(0, tasks * blocks, grain(block * in_rows * out_rows), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t t = i / blocks, first = i % blocks * block;
+        INNERLOOP_CALL(combine_rows, coefficient + t * out_rows * in_rows, from + t * in_rows * dim + first, out_rows,
+                       in_rows, std::min(block, dim - first), dim, to + t * out_rows * dim + first);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace innerloop
+
+STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
+  m.def("inner_products(Tensor a, Tensor b) -> Tensor");
+  m.def("gram_matrix(Tensor rows) -> Tensor");
+  m.def("combine_rows(Tensor coefficients, Tensor rows) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(innerloop, CPU, m) {
+  m.impl("inner_products", TORCH_BOX(&innerloop::inner_products_cpu));
+  m.impl("gram_matrix", TORCH_BOX(&innerloop::gram_matrix_cpu));
+  m.impl("combine_rows", TORCH_BOX(&innerloop::combine_rows_cpu));
+}

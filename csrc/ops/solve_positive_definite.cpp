@@ -1,0 +1,62 @@
+// solve_positive_definite: the symmetric positive definite system of each task, by Cholesky.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cholesky.h"
+#include "ops/checks.h"
+
+namespace innerloop {
+namespace {
+
+// [T, M, N] float64: matrix⁻¹ right, of matrix [T, M, M] (its upper triangle counts) and right [T, M, N].
+Tensor solve_positive_definite_cpu(Tensor matrix, Tensor right) {
+  check_floating(matrix, "matrix");
+  check_floating(right, "right");
+  STD_TORCH_CHECK(matrix.scalar_type() == ScalarType::Double, "matrix must be float64");
+  check_same_type(right, matrix, "right");
+  check_dims(matrix, 3, "matrix");
+  check_dims(right, 3, "right");
+  const int64_t tasks = matrix.size(0), size = matrix.size(1), columns = right.size(2);
+  check_size(matrix, 2, size, "matrix");
+  check_size(right, 0, tasks, "right");
+  check_size(right, 1, size, "right");
+  const Tensor a = torch::stable::contiguous(matrix);
+  const Tensor b = torch::stable::contiguous(right);
+  Tensor out = torch::stable::empty_like(b);
+  const double* given = a.const_data_ptr<double>();
+  const double* sides = b.const_data_ptr<double>();
+  double* solutions = out.mutable_data_ptr<double>();
+  std::vector<int64_t> reached(static_cast<size_t>(tasks), size);
+  const int64_t operations = size * size * (size / 3 + 2 * columns);
+  torch::stable::parallel_for(0, tasks, grain(operations), [&](int64_t begin, int64_t end) {
+    std::vector<double> factor(static_cast<size_t>(size * size));
+    for (int64_t t = begin; t < end; ++t) {
+      std::copy_n(given + t * size * size, size * size, factor.data());
+      double* solution = std::copy_n(sides + t * size * columns, size * columns, solutions + t * size * columns);
+      solution -= size * columns;
+      int64_t& rows = reached[static_cast<size_t>(t)];
+      rows = INNERLOOP_CALL(cholesky, factor.data(), size);
+      if (rows == size) INNERLOOP_CALL(cholesky_solve, factor.data(), size, solution, columns);
+    }
+  });
+  for (int64_t t = 0; t < tasks; ++t) {
+    STD_TORCH_CHECK(reached[static_cast<size_t>(t)] == size, "the ", size, " × ", size, " matrix of task ", t,
+                    " is not positive definite in float64 (row ", reached[static_cast<size_t>(t)],
+                    "): its embeddings are not finite, or regularization is too small beside their inner products. "
+                    "Raise regularization, or scale the embeddings");
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace innerloop
+
+STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
+  m.def("solve_positive_definite(Tensor matrix, Tensor right) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(innerloop, CPU, m) {
+  m.impl("solve_positive_definite", TORCH_BOX(&innerloop::solve_positive_definite_cpu));
+}
