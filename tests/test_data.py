@@ -99,6 +99,15 @@ def test_the_smallest_class_of_a_subset_counts() -> None:
         part.with_classes([]).sample(1, ways=2, shots=1, queries=1, seed=0)
 
 
+def test_a_task_says_which_classes_it_is_made_of() -> None:
+    """By their place among the classes of the part that it is drawn from."""
+    part = numbered().with_classes([2, 0])
+    tasks = part.sample(20, ways=2, shots=1, queries=1, seed=0)
+    firsts = tasks.support_x[..., 0]  # the examples are numbered: those of class 2 from 10 on, those of class 0 to 3
+    assert torch.equal(tasks.classes, torch.where(firsts >= 10, 0, 1))
+    assert len(tasks.classes.unique(dim=0)) == 2
+
+
 def test_compact_leaves_the_other_classes_out() -> None:
     part = numbered().with_classes([2, 0]).compact()
     assert part.class_names == ["cat", "ant"]

@@ -12,7 +12,9 @@ import pytest
 import innerloop
 from innerloop.registry import PluginError, Registry, UnknownNameError, algorithms
 
-BUILT_INS = {"maml", "anil", "protonet", "matching_net"}
+BUILT_INS = {
+    "anil", "baseline", "baseline_pp", "finetune", "maml", "matching_net", "protonet", "relation_net", "simpleshot",
+}  # fmt: skip
 
 GOOD = """
 from innerloop import Algorithm
@@ -80,7 +82,7 @@ def test_a_class_passes_through() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mamll", r"no algorithm is called 'mamll'\. Did you mean 'maml'.*There are: anil, maml"),
+        ("mamll", r"no algorithm is called 'mamll'\. Did you mean 'maml'.*There are: anil, baseline"),
         ("zzz", r"no algorithm is called 'zzz'\. There are: anil"),
         ("nowhere:maml", r"no algorithm is called 'nowhere:maml'.*innerloop:maml"),
     ],

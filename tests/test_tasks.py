@@ -61,6 +61,11 @@ ALL_BUT_ONE = mask([1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0])
         (batch, {"query_mask": ALL_BUT_ONE}, ValueError, "query_mask leaves task 2 without a valid sample"),
         (batch, {"query_x": torch.zeros(3, 4, 4, device="meta")}, ValueError, "query_x is on meta, expected .* cpu"),
         (batch, {"support_mask": torch.ones(3, 2, dtype=torch.bool, device="meta")}, ValueError, "support_mask is on"),
+        (batch, {"classes": torch.zeros(3, 2)}, TypeError, "classes has dtype torch.float32, expected int64"),
+        (batch, {"classes": torch.tensor([[4]] * 3)}, ValueError, r"classes has shape \(3, 1\), .*\(3, 2\)"),
+        (batch, {"classes": torch.tensor([[4, 5]])}, ValueError, r"classes has shape \(1, 2\), .*\(3, 2\)"),
+        (batch, {"classes": torch.tensor([[4, -1]] * 3)}, ValueError, "classes holds -1, expected numbers from 0"),
+        (regression, {"classes": torch.tensor([[4, 5]] * 3)}, ValueError, "classes is given, but the targets"),
     ],
 )  # fmt: skip
 def test_refused(make: Any, changed: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -126,6 +131,12 @@ def test_iteration_gives_single_tasks() -> None:
     singles = list(tasks)
     assert [single.num_tasks for single in singles] == [1, 1, 1]
     assert torch.equal(torch.cat([single.query_x for single in singles]), tasks.query_x)
+
+
+def test_classes_stay_with_their_tasks() -> None:
+    tasks = batch(classes=torch.tensor([[4, 5], [6, 7], [8, 9]]))
+    assert tasks[1].classes.tolist() == [[6, 7]]
+    assert tasks.to(torch.float64).classes.tolist() == tasks.classes.tolist()
 
 
 def test_ways_of_a_part_are_its_own() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -57,6 +57,8 @@ class Algorithm(nn.Module, ABC):
 
     The constructor takes the model first; its options are annotated keyword arguments with defaults, and that is all
     it takes for the command line to offer them. The first line of the class's docstring is its one-line description.
+    A constructor that needs to know the training data asks for it by the name of an argument: ``input_shape`` is the
+    shape of one sample, ``training_classes`` the number of classes to train on.
 
     A class attribute or instance attribute ``inner_steps`` (int), where an algorithm has one, is what evaluation
     changes for ``inner_steps=``; ``bn`` (str), where it has one, is recorded with every result.
@@ -89,7 +91,8 @@ class EmbeddingAlgorithm(Algorithm):
     """An algorithm that embeds every sample once and classifies embeddings by comparing them.
 
     A subclass writes :meth:`classify` alone. Training and evaluation share it, and evaluation embeds each image of a
-    data set once, however many tasks it appears in.
+    data set once, however many tasks it appears in. Below, D stands for the shape of one embedding, which is a number
+    unless a subclass's :meth:`embed` makes it another.
     """
 
     needs_head = False
@@ -118,26 +121,30 @@ class EmbeddingAlgorithm(Algorithm):
         return self.model(x).flatten(1)
 
     def forward(self, tasks: TaskBatch) -> Result:
-        # One pass over support and query: what BatchNorm normalises with in train() is the whole episode, as in the
-        # papers' code. Padding is left out of it.
-        x = torch.cat((tasks.support_x.flatten(0, 1), tasks.query_x.flatten(0, 1)))
-        valid = _valid(tasks)
-        embedded = self.embed(x if valid is None else x[valid])
-        if valid is not None:
-            embedded = embedded.new_zeros(len(x), embedded.shape[1]).index_put((valid,), embedded)
-        count, shots = tasks.support_x.shape[:2]
-        support, query = embedded.tensor_split([count * shots])
-        logits = self.classify(
-            support.unflatten(0, (count, -1)),
-            tasks.support_y,
-            query.unflatten(0, (count, -1)),
-            tasks.ways,
-            tasks.support_mask,
-        )
+        support, query = embed_tasks(self.embed, tasks)
+        logits = self.classify(support, tasks.support_y, query, tasks.ways, tasks.support_mask)
         return Result.of(logits, tasks.query_y, tasks.query_mask)
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
         return _EmbeddingLearner(self, support_x, support_y)
+
+
+def embed_tasks(embed: Callable[[Tensor], Tensor], tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+    """Embeddings of all samples of a batch of tasks by an embedding of samples [N, ...] as [N, D].
+
+    One pass over support and query: what BatchNorm normalises with in train() is the whole episode, as in the papers'
+    code. Padding is left out of it.
+
+    Returns: support [T, S, D] and query [T, Q, D]; zeros where a sample is padding.
+    """
+    x = torch.cat((tasks.support_x.flatten(0, 1), tasks.query_x.flatten(0, 1)))
+    valid = _valid(tasks)
+    embedded = embed(x if valid is None else x[valid])
+    if valid is not None:
+        embedded = embedded.new_zeros(len(x), *embedded.shape[1:]).index_put((valid,), embedded)
+    count, shots = tasks.support_x.shape[:2]
+    support, query = embedded.tensor_split([count * shots])
+    return support.unflatten(0, (count, -1)), query.unflatten(0, (count, -1))
 
 
 def _valid(tasks: TaskBatch) -> Tensor | None:
@@ -173,6 +180,9 @@ class Dataset(ABC):
     Attributes:
         input_shape: shape of one sample x, for example (1, 28, 28).
         target_shape: None where targets are class labels; else the shape of one target, for example (1,).
+
+    A data set that has its classes numbered says how many as ``num_classes``, and which of them a task's labels stand
+    for as ``TaskBatch.classes``: algorithms that learn to tell all training classes apart need both.
     """
 
     input_shape: tuple[int, ...]

@@ -65,29 +65,50 @@ def conv4(
     *,
     filters: int = 64,
     downsample: Literal["pool", "stride"] = "pool",
+    halvings: int = 4,
 ) -> nn.Module:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and downsampling (Vinyals et al. 2016, section 4.1.1).
+
+    Without a head its outputs are feature maps [N, filters, height, width].
 
     Args:
         filters: channels of every block: 64 for Omniglot, 32 for miniImageNet in Finn et al. 2017.
         downsample: "pool" is a 2×2 max-pool after each block; "stride" a stride of 2 in the convolution, as in
             Finn et al. 2017 on Omniglot.
+        halvings: how many of the blocks downsample, the first ones: 2 in Sung et al. 2018.
     """
+    if not 0 <= halvings <= 4:
+        raise ValueError(f"halvings is {halvings}, expected 0 … 4: there are four blocks")
     channels, height, width = input_shape
-    stride = 2 if downsample == "stride" else 1
     blocks: list[nn.Module] = []
-    for _ in range(4):
+    for block in range(4):
+        halves = block < halvings
+        stride = 2 if halves and downsample == "stride" else 1
         blocks += [nn.Conv2d(channels, filters, 3, stride=stride, padding=1), nn.BatchNorm2d(filters), nn.ReLU()]
-        if downsample == "pool":
+        if halves and downsample == "pool":
             blocks.append(nn.MaxPool2d(2))
         channels = filters
-        height, width = ((n + 1) // 2 if downsample == "stride" else n // 2 for n in (height, width))
+        if halves:
+            height, width = ((n + 1) // 2 if downsample == "stride" else n // 2 for n in (height, width))
     if height * width == 0:
-        raise ValueError(f"input_shape is {input_shape}, expected at least 16 × 16 pixels for four halvings")
-    blocks.append(nn.Flatten())
+        smallest = 2**halvings
+        raise ValueError(f"input_shape is {input_shape}, expected at least {smallest} × {smallest} pixels to halve")
     if outputs is not None:
-        blocks.append(nn.Linear(filters * height * width, outputs))
+        blocks += [nn.Flatten(), nn.Linear(filters * height * width, outputs)]
     return nn.Sequential(*blocks)
+
+
+def output_shape(model: nn.Module, input_shape: Shape) -> Shape:
+    """The shape of a model's output for one sample; the model is run once, in eval mode, on zeros."""
+    like = next(model.parameters(), torch.empty(0))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return tuple(model(like.new_zeros(1, *input_shape)).shape[1:])
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"conv4": conv4, "mlp": mlp, "sinusoid_mlp": sinusoid_mlp}

@@ -13,6 +13,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from innerloop.registry import nearest
 
+#: Arguments that no command line gives: what every plug-in is handed, and facts of the training data that a constructor
+#: may ask for by these names (see Algorithm).
+_HANDED_OVER = ("model", "input_shape", "outputs", "training_classes")
+
 _SIMPLE = (bool, int, float, str, Path)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -68,13 +72,13 @@ def parse_numbers(text: str) -> tuple[float, ...]:
 def options_of(function: Callable[..., Any]) -> list[Option]:
     """The options of a class (its constructor's) or of a function, in order.
 
-    Arguments without an annotation that a command line can express are left out, and so is what a plug-in is always
-    handed: an algorithm's model, a model's input_shape and outputs.
+    Arguments without an annotation that a command line can express are left out, and so is what a plug-in is handed: an
+    algorithm's model, what the data says (input_shape, training_classes), a model's input_shape and outputs.
     """
     signature = inspect.signature(function)
     owner = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(owner)
-    names = [name for name in signature.parameters if name not in ("model", "input_shape", "outputs")]
+    names = [name for name in signature.parameters if name not in _HANDED_OVER]
     texts = _argument_texts(inspect.getdoc(function) or "", names)
     options = []
     for name in names:
@@ -134,5 +138,5 @@ def _argument_texts(doc: str, names: Sequence[str]) -> dict[str, str]:
     if section is None or not names:
         return {}
     text = " ".join(section.group(1).split())
-    parts = re.split(r"(?:^|(?<=[.:] ))(" + "|".join(map(re.escape, [*names, "model"])) + r"): ", text)
+    parts = re.split(r"(?:^|(?<=[.:] ))(" + "|".join(map(re.escape, [*names, *_HANDED_OVER])) + r"): ", text)
     return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}

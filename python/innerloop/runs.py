@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import platform
 from collections.abc import Mapping
@@ -74,7 +75,8 @@ class RunConfig:
         builder = models.build(self.model.name)
         torch.manual_seed(self.training.seed)
         model = builder(dataset.input_shape, outputs, **self.model.options)
-        algorithm: Algorithm = cls(model, **_with_paths(self.algorithm.options, cls))
+        options = _with_paths(self.algorithm.options, cls)
+        algorithm: Algorithm = cls(model, **options, **_facts(self.algorithm.name, cls, dataset))
         return algorithm
 
     def save(self, run: Path, algorithm: Algorithm) -> None:
@@ -137,6 +139,21 @@ def default_model(dataset: Dataset) -> str:
     if len(shape) == 3 and min(shape[1:]) >= 16:
         return "conv4"
     return "sinusoid_mlp" if shape == (1,) else "mlp"
+
+
+def _facts(name: str, cls: type, dataset: Dataset) -> dict[str, Any]:
+    """What an algorithm's constructor asks to know of the training data (see Algorithm)."""
+    asked = inspect.signature(cls).parameters
+    facts: dict[str, Any] = {}
+    if "input_shape" in asked:
+        facts["input_shape"] = dataset.input_shape
+    if "training_classes" in asked:
+        facts["training_classes"] = getattr(dataset.split("train"), "num_classes", None)
+        if facts["training_classes"] is None:
+            raise ValueError(
+                f"{name} learns to tell all training classes apart, and this data set does not number them"
+            )
+    return facts
 
 
 def _as_record(choice: Choice) -> dict[str, Any]:

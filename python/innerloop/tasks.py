@@ -11,7 +11,8 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-_TENSORS = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask")
+_TENSORS = ("support_x", "support_y", "query_x", "query_y")
+_OPTIONAL_TENSORS = ("support_mask", "query_mask", "classes")
 
 Task = tuple[Tensor, Tensor, Tensor, Tensor]  # support_x, support_y, query_x, query_y without the leading T
 
@@ -26,10 +27,12 @@ class TaskBatch:
             model's outputs. query_y: [T, Q] or [T, Q, *out], the same kind.
         support_mask: [T, S] bool, False where a sample is padding. None: all samples are valid. query_mask: [T, Q].
             A masked sample enters no loss, no mean and no batch statistic; its label is not read.
+        classes: [T, N] int64, the class of the data set, 0 … its num_classes - 1, that each task's labels 0 … N-1 stand
+            for: what a classifier of all training classes learns from. None: not known.
 
     Raises:
         TypeError: a dtype is not one of those above.
-        ValueError: shapes or devices do not fit together, a label is negative, or a task has no valid sample.
+        ValueError: shapes or devices do not fit together, a label or class is negative, or a task has no valid sample.
     """
 
     support_x: Tensor
@@ -38,6 +41,7 @@ class TaskBatch:
     query_y: Tensor
     support_mask: Tensor | None = None
     query_mask: Tensor | None = None
+    classes: Tensor | None = None
 
     #: Number of classes, one more than the largest valid label of either set; None for regression.
     _ways: int | None = field(init=False, default=None, repr=False, compare=False)
@@ -69,12 +73,15 @@ class TaskBatch:
         if self.is_classification:
             largest = max(_largest_label(side, *self._labels(side)) for side in ("support", "query"))
             object.__setattr__(self, "_ways", largest + 1)
+        if self.classes is not None:
+            _check_classes(self.classes, self.num_tasks, self._ways)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name in _TENSORS:
-            value = getattr(self, name)
-            if value is not None or not name.endswith("_mask"):
-                yield name, value
+            yield name, getattr(self, name)
+        for name in _OPTIONAL_TENSORS:
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
 
     def _labels(self, side: str) -> tuple[Tensor, Tensor | None]:
         return getattr(self, f"{side}_y"), getattr(self, f"{side}_mask")
@@ -212,6 +219,17 @@ def _check_mask(side: str, x: Tensor, mask: Tensor) -> None:
     empty = (~mask.any(dim=1)).nonzero()
     if len(empty):
         raise ValueError(f"{side}_mask leaves task {int(empty[0])} without a valid sample")
+
+
+def _check_classes(classes: Tensor, tasks: int, ways: int | None) -> None:
+    if ways is None:
+        raise ValueError("classes is given, but the targets are no class labels")
+    if classes.dtype != torch.int64:
+        raise TypeError(f"classes has dtype {classes.dtype}, expected int64")
+    if classes.dim() != 2 or classes.shape[0] != tasks or classes.shape[1] < ways:
+        raise ValueError(f"classes has shape {tuple(classes.shape)}, expected [T, ways] = ({tasks}, {ways})")
+    if int(classes.min()) < 0:
+        raise ValueError(f"classes holds {int(classes.min())}, expected numbers from 0")
 
 
 def _largest_label(side: str, y: Tensor, mask: Tensor | None) -> int:

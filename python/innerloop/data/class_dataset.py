@@ -51,6 +51,9 @@ class ClassDataset(Dataset):
     def _draw_from(self, classes: npt.NDArray[np.int64]) -> None:
         sizes = self._starts[classes + 1] - self._starts[classes]
         self._classes = classes
+        # Of every example's class, its place among those that tasks are drawn from.
+        self._places = np.full(len(self.class_names), -1, dtype=np.int64)
+        self._places[classes] = np.arange(len(classes))
         # Found once, not for every task. Where there is no class, the sampler says so.
         self._smallest = int(classes[sizes.argmin()]) if len(classes) else None
 
@@ -131,11 +134,13 @@ class ClassDataset(Dataset):
             raise ValueError(f"tasks, shots and queries are {tasks}, {shots}, {queries}, expected at least 1")
         support, query = self.sample_indices(tasks, ways, shots, queries, seed, first_task)
         labels = torch.arange(ways)
+        drawn = np.searchsorted(self._starts, support[:, ::shots], side="right") - 1
         return TaskBatch(
             self.to_input(self.examples[support.ravel()]).unflatten(0, support.shape),
             labels.repeat_interleave(shots).expand(tasks, -1).contiguous(),
             self.to_input(self.examples[query.ravel()]).unflatten(0, query.shape),
             labels.repeat_interleave(queries).expand(tasks, -1).contiguous(),
+            classes=torch.from_numpy(self._places[drawn]),
         )
 
     def to_input(self, examples: Array) -> Tensor:

@@ -1,0 +1,96 @@
+"""The algorithms that learn an embedding or transfer one: a small problem that each of them can learn, and its options.
+
+Another algorithm is another line of CASES.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import innerloop
+from innerloop import Algorithm, TaskBatch
+from innerloop.data.class_dataset import ClassDataset
+
+SHAPE = (1, 8, 8)
+TRAINING_CLASSES = 24
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm by name with its options, and the tasks of a short training."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=lambda: EPISODES)
+    learns: bool = True
+
+    @property
+    def id(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+EPISODES = {"steps": 40, "meta_batch_size": 2, "ways": 5, "shots": 1, "queries": 3, "lr": 0.01}
+MORE_EPISODES = {**EPISODES, "steps": 150}
+MINIBATCHES = {"steps": 40, "meta_batch_size": 16, "ways": 1, "shots": 1, "queries": 1, "lr": 0.01}
+
+CASES = [
+    Case("protonet"),
+    Case("protonet", {"metric": "euclidean"}),
+    Case("protonet", {"metric": "cosine", "temperature": 0.1}),
+    Case("matching_net"),
+    Case("matching_net", {"full_context": True, "reads": 2}),
+    Case("relation_net", training=MORE_EPISODES),
+    Case("relation_net", {"pooling": "sum"}, MORE_EPISODES),
+    Case("baseline", training=MINIBATCHES),
+    Case("baseline_pp", training=MINIBATCHES),
+    Case("simpleshot", training=MINIBATCHES),
+    Case("simpleshot", {"transform": "un"}, MINIBATCHES),
+    Case("finetune", {"inner_steps": 3}, MINIBATCHES),
+    Case("finetune", {"inner_steps": 3, "pretraining": "none"}, learns=False),
+]
+
+
+def data() -> ClassDataset:
+    """Images of 36 classes, 18 each: a random pattern in one half, which is the class, and noise in both."""
+    random = np.random.default_rng(0)
+    patterns = np.zeros((36, 1, 8, 8))
+    patterns[..., :4] = random.standard_normal((36, 1, 8, 4))
+    noise = random.standard_normal((36, 18, 8, 8)) * np.repeat([0.6, 2.0], 4)
+    images = (128 + 24 * (patterns + noise)).clip(0, 255).astype(np.uint8).reshape(-1, 8, 8)
+    splits = {"train": np.arange(TRAINING_CLASSES), "val": np.arange(24, 30), "test": np.arange(24, 36)}
+    return ClassDataset(images, [18] * 36, [str(index) for index in range(36)], splits)
+
+
+def build(case: Case, dropout: float = 0.0) -> Algorithm:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(dropout)
+    )
+    cls = innerloop.get(case.name)
+    known = {"input_shape": SHAPE, "training_classes": TRAINING_CLASSES}
+    facts = {name: value for name, value in known.items() if name in inspect.signature(cls).parameters}
+    return cls(model, **facts, **case.options)
+
+
+def ragged() -> TaskBatch:
+    """Two 3-way tasks, of which the first has fewer support samples, in no order, and the second fewer queries."""
+    whole = data().split("train").sample(2, ways=3, shots=3, queries=4, seed=1)
+    keep = ([4, 0, 8, 1], [7, 2, 3, 6, 0, 5, 1, 8, 4])
+    ask = (list(range(12)), [2, 9, 5, 11, 0])
+    return TaskBatch.from_tasks(
+        [
+            (
+                whole.support_x[t][keep[t]],
+                whole.support_y[t][keep[t]],
+                whole.query_x[t][ask[t]],
+                whole.query_y[t][ask[t]],
+            )
+            for t in range(2)
+        ]
+    )
