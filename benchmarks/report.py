@@ -1,4 +1,5 @@
-"""Writes docs/benchmarks.md from benchmarks/results/maml.json; --readme prints the README's table instead."""
+"""Writes docs/benchmarks.md and docs/heads.md from maml.json and heads.json in benchmarks/results; --readme prints the
+README's table instead."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rivals import OURS, RIVALS
+from head_workloads import HEAD_WORKLOADS, HeadWorkload
+from rivals import ALL_RIVALS, OURS, RIVALS
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "maml.json"
-DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
+RESULTS = HERE / "results"
+DOCS = HERE.parent / "docs"
 
 OP = "innerloop-op"
 #: Rivals that are no other library: they are shown, but are not "the best of the others".
@@ -24,11 +26,13 @@ Rows = dict[str, dict[str, Any]]
 
 
 def main() -> None:
-    results = json.loads(RESULTS.read_text())
+    results = json.loads((RESULTS / "maml.json").read_text())
     if sys.argv[1:] == ["--readme"]:
         print("\n".join(readme_table(results)))
     else:
-        DOCUMENT.write_text("\n".join(document(results)) + "\n")
+        heads = json.loads((RESULTS / "heads.json").read_text())
+        (DOCS / "benchmarks.md").write_text("\n".join(document(results)) + "\n")
+        (DOCS / "heads.md").write_text("\n".join(heads_document(heads)) + "\n")
 
 
 def document(results: dict[str, Any]) -> Iterator[str]:
@@ -85,6 +89,58 @@ Wall clock, one thread and two in turns; ratio: two threads' time over one's, so
 with two threads."""
 
 _RESNET = "MetaOptNet's ResNet-12, 5-way 5-shot with 15 queries a class, against the torch engine."
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+def heads_document(results: dict[str, Any]) -> Iterator[str]:
+    yield "# Benchmarks: few-shot heads"
+    yield ""
+    yield "<!-- Written by benchmarks/report.py from benchmarks/results/heads.json: change those, not this. -->"
+    yield ""
+    yield from _HEADS.format(**results["machine"]).splitlines()
+    for workload, run in measured_heads(results):
+        yield from ("", f"## {workload.title}", "")
+        yield from table(
+            ["", "ms (least–most)", "×", "GFLOP/s", "first call, s", "memory, MB", "error"],
+            (head_row(rival, row, run["flops"]) for rival, row in run["rows"].items()),
+        )
+        yield from ("", f"{run['date']}, `{run['command']}`")
+
+
+_HEADS = """\
+A Prototypical Network's loss on given embeddings: class means of the support set, squared Euclidean distances of the
+queries to them, cross-entropy, averaged over the tasks; and its gradient for all embeddings. To repeat it:
+
+    ./dev setup && benchmarks/peers.sh
+    .venv/bin/python benchmarks/heads.py && .venv/bin/python benchmarks/report.py
+
+Machine: {cores} cores of an {processor}; one core reaches {fma_gflops:.0f} GFLOP/s in fused multiply-adds, \
+{sgemm_gflops:.0f} in torch.mm at 1024³,
+and copies at {copy_gigabytes:.0f} GB/s. Python {python}, torch {torch}, innerloop {innerloop}. Figures of another
+machine do not compare with these.
+
+float32, one thread, CPU time, medians; the rivals take turns, and ×, the rival's time over innerloop's, is taken within
+a round. Before anything is timed, loss and gradients are compared with the plain differences' in float64 on two of the
+tasks; **one that differs is marked, and its time does not count**. GFLOP/s: of the three products that queries and
+prototypes come to at least. torch's expanded forms and JAX's are ‖q‖² − 2 q·c + ‖c‖²; without ‖q‖², which a softmax
+does not see, they give the same loss but no distances, and neither is exact where points nearly coincide. innerloop
+sums differences: exact, at twice the operations in the forward pass. easyfsl ships the distance itself: here it is
+squared. learn2learn and torchmeta make the [T, Q, N, D] tensor; easyfsl and learn2learn take one task at a time."""
+
+
+def measured_heads(results: dict[str, Any]) -> Iterator[tuple[HeadWorkload, dict[str, Any]]]:
+    for name, workload in HEAD_WORKLOADS.items():
+        if name in results["races"]:
+            run, checks = results["races"][name], results["checks"].get(name, {})
+            yield workload, {**run, "rows": {key: {**checks.get(key, {}), **row} for key, row in run["rows"].items()}}
+
+
+def head_row(rival: str, row: dict[str, Any], flops: int) -> list[str]:
+    time, ratio, *others = cells(row)
+    rate = f"{flops / row['milliseconds']['median'] * 1e-6:.1f}" if "milliseconds" in row else ""
+    return [title(rival, row), time, ratio, rate, *others]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -218,8 +274,8 @@ def name_of(workload: Workload) -> str:
 
 def title(rival: str, row: dict[str, Any]) -> str:
     version = row.get("version", "").partition("+")[0]
-    of_torch = RIVALS[rival].distribution in ("torch", "innerloop")
-    return RIVALS[rival].title + ("" if of_torch or not version else f" {version}")
+    of_torch = ALL_RIVALS[rival].distribution in ("torch", "innerloop")
+    return ALL_RIVALS[rival].title + ("" if of_torch or not version else f" {version}")
 
 
 def counts(row: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""A process that runs one rival on one workload, step by step as maml.py asks.
+"""A process that runs one rival on one workload, step by step as race.py asks.
 
     python worker.py WORKLOAD RIVAL DTYPE THREADS TASKS
 
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from head_workloads import HEAD_WORKLOADS
 from memory import forget_peak, peak_megabytes, resident_megabytes
-from rivals import RIVALS, Step
+from rivals import ALL_RIVALS, Step
 from workloads import WORKLOADS
 
 
@@ -39,9 +40,9 @@ def main() -> None:
 
     workload_name, rival_name, dtype, threads, tasks = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    workload = WORKLOADS[workload_name]
+    workload = {**WORKLOADS, **HEAD_WORKLOADS}[workload_name]
     workload = replace(workload, tasks=min(workload.tasks, int(tasks)))
-    rival = RIVALS[rival_name]
+    rival = ALL_RIVALS[rival_name]
     reason = rival.cannot(workload)
     if reason:
         answer(cannot=reason)

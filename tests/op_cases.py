@@ -224,6 +224,12 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         "inner_update": ([random(T, 3), random(T)], [random(T, 3), random(T)], [random(T, 3), random()]),
         "prototypes": (random(T, S, D), labels, 3),
         "prototypes_backward": (random(T, 3, D), weights, labels),
+        "prototype_logits": (random(T, S, D), labels, random(T, Q, D), 3, 0.5),
+        "prototype_loss": (random(T, S, D), labels, random(T, Q, D), QUERY_LABELS.to(device), 3, 0.5),
+        "prototype_logits_backward": (
+            *(random(T, Q, 3).detach(), random(T).detach(), labels),
+            *(random(T, Q, D).detach(), random(T, 3, D).detach(), weights, 0.5),
+        ),
         "squared_distances": (random(T, Q, D), random(T, N, D)),
         "squared_distances_backward": (random(T, Q, N), random(T, Q, D), random(T, N, D)),
         "inner_products": (random(T, Q, D), random(T, N, D)),

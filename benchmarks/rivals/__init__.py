@@ -1,9 +1,10 @@
-"""The libraries and forms of code that compute the same meta-gradient, each behind the same two functions.
+"""The libraries and forms of code that compute the same gradient, each behind the same two functions.
 
 A rival is a module with
 
-    make(workload, dtype, **options) -> step     step() computes (meta-loss, one gradient per parameter, in the order
-                                                 of make_model(workload).parameters()); arrays of any kind
+    make(workload, dtype, **options) -> step     step() computes (loss, gradients); arrays of any kind. Of RIVALS: the
+                                                 meta-loss, and one for each of make_model(workload).parameters(); of
+                                                 HEADS: the mean loss, and those of the embeddings of support and query
     cannot(workload, **options) -> str | None    why it does not run a workload; left out where it runs all
 
 Everything that a user would do once (building the model, making tensors) happens in make; a step is what happens in
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from head_workloads import HeadWorkload
 from workloads import Workload
 
 Step = Callable[[], tuple[Any, Sequence[Any]]]
@@ -37,11 +39,11 @@ class Rival:
     peer: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def cannot(self, workload: Workload) -> str | None:
+    def cannot(self, workload: Workload | HeadWorkload) -> str | None:
         reason = getattr(import_module(f"rivals.{self.module}"), "cannot", None)
         return reason(workload, **self.options) if reason else None
 
-    def make(self, workload: Workload, dtype: str) -> Step:
+    def make(self, workload: Workload | HeadWorkload, dtype: str) -> Step:
         return import_module(f"rivals.{self.module}").make(workload, dtype, **self.options)
 
 
@@ -67,3 +69,19 @@ RIVALS = {
     "jax-map": Rival("JAX jit, lax.map over tasks", "jax_maml", "jax", "jax", {"over_tasks": "map"}),
     "jax-loop": Rival("JAX jit, a call for each task", "jax_maml", "jax", "jax", {"over_tasks": "loop"}),
 }
+
+#: Of heads: names begin with the kind of workload.
+HEADS = {
+    "prototypes-innerloop": Rival("innerloop", "prototypes_innerloop", "innerloop"),
+    "prototypes-reference": Rival("torch, differences [T, Q, N, D]", "prototypes_torch", options={"form": "reference"}),
+    "prototypes-expanded": Rival("torch, expanded", "prototypes_torch", options={"form": "expanded"}),
+    "prototypes-no-norms": Rival("torch, expanded without ‖q‖²", "prototypes_torch", options={"form": "no_norms"}),
+    "prototypes-cdist": Rival("torch.cdist", "prototypes_torch", options={"form": "cdist"}),
+    "prototypes-easyfsl": Rival("easyfsl", "prototypes_easyfsl", "easyfsl", "easyfsl"),
+    "prototypes-learn2learn": Rival("learn2learn", "prototypes_learn2learn", "learn2learn", "learn2learn"),
+    "prototypes-torchmeta": Rival("torchmeta", "prototypes_torchmeta", "torchmeta", "torchmeta"),
+    "prototypes-jax": Rival("JAX jit", "prototypes_jax", "jax", "jax", {"query_norms": True}),
+    "prototypes-jax-no-norms": Rival("JAX jit, without ‖q‖²", "prototypes_jax", "jax", "jax", {"query_norms": False}),
+}
+
+ALL_RIVALS = {**RIVALS, **HEADS}

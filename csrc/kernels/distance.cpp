@@ -1,134 +1,522 @@
 #include "kernels/distance.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <utility>
+#include <vector>
 
-#include "kernels/simd.h"
+#include "kernels/exponential.h"
+#include "kernels/gemm.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
 
-// A tile of R rows × P points keeps its R·P sums in registers while it walks the dimensions once.
-template <class T, int R, int P>
-void distance_tile(const T* a, const T* b, int64_t points, int64_t dim, T* out) {
-  constexpr int L = lanes<T>;
-  Vector<T> sums[R][P] = {};
-  int64_t d = 0;
-  for (; d + L <= dim; d += L) {
-    Vector<T> row[R];
-    for (int i = 0; i < R; ++i) row[i] = load(a + i * dim + d);
-    for (int j = 0; j < P; ++j) {
-      const Vector<T> point = load(b + j * dim + d);
-      for (int i = 0; i < R; ++i) {
-        const Vector<T> difference = row[i] - point;
-        sums[i][j] += difference * difference;
-      }
-    }
-  }
-  if (d < dim) {
-    for (int j = 0; j < P; ++j) {
-      const Vector<T> point = load_part(b + j * dim + d, dim - d);
-      for (int i = 0; i < R; ++i) {
-        const Vector<T> difference = load_part(a + i * dim + d, dim - d) - point;
-        sums[i][j] += difference * difference;
-      }
-    }
-  }
-  for (int i = 0; i < R; ++i) {
-    for (int j = 0; j < P; ++j) out[i * points + j] = sum<T>(sums[i][j]);
-  }
-}
-
-template <class T, int R>
-void distance_rows(const T* a, const T* b, int64_t points, int64_t dim, T* out) {
-  int64_t j = 0;
-  for (; j + 4 <= points; j += 4) distance_tile<T, R, 4>(a, b + j * dim, points, dim, out + j);
-  for (; j < points; ++j) distance_tile<T, R, 1>(a, b + j * dim, points, dim, out + j);
-}
-
 template <class T>
-void distances(const T* a, const T* b, int64_t rows, int64_t points, int64_t dim, T* out) {
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) distance_rows<T, 4>(a + i * dim, b, points, dim, out + i * points);
-  for (; i < rows; ++i) distance_rows<T, 1>(a + i * dim, b, points, dim, out + i * points);
+constexpr int64_t vectors_of(int64_t count) {
+  return (count + lanes<T> - 1) / lanes<T>;
 }
 
-// out[i] = 2 (a[i] Σⱼ g[i,j] − Σⱼ g[i,j] b[j]) for R rows and V vectors of the dimensions from d on.
+// One number in every element. Not 0 + value, which the compiler may not make a load of: it turns −0 into 0.
+template <class T>
+Vector<T> broadcast(T value) {
+  return value - Vector<T>{};
+}
+
+// --- distances ------------------------------------------------------------------------------------------------------
+
+// Points are cut into strips of two vectors; a rest of three is one strip.
+constexpr int strip_width(int64_t vectors) {
+  return vectors == 3 ? 3 : vectors >= 2 ? 2 : 1;
+}
+
+// Rows of a tile: its sums, a vector of points and a broadcast coordinate fill the registers.
+constexpr int product_rows(int vectors) {
+  if (vector_registers == 32) return vectors == 3 ? 8 : 14;
+  return vectors == 3 ? 4 : vectors == 2 ? 6 : 12;
+}
+
+constexpr int64_t row_block = 60;         // rows whose distances are summed up together
+constexpr int64_t dimension_block = 128;  // for which a strip stays in the nearest cache while the rows pass
+
+// out[i][j] += Σ_d a[i][d] points[d][j] for R rows and a strip of V vectors of points.
 template <class T, int R, int V>
-void backward_tile(const T* gradient, int64_t row_stride, int64_t point_stride, const T* a, const T* b, int64_t points,
-                   int64_t dim, T* out) {
+[[gnu::noinline]] void product_tile(int64_t count, const T* a, int64_t dim, const T* points, T* out, int64_t out_row) {
   constexpr int L = lanes<T>;
   Vector<T> sums[R][V] = {};
-  T totals[R] = {};
-  for (int64_t j = 0; j < points; ++j) {
+  for (int64_t d = 0; d < count; ++d, points += V * L) {
     Vector<T> point[V];
-    for (int v = 0; v < V; ++v) point[v] = load(b + j * dim + v * L);
+    INNERLOOP_UNROLL
+    for (int v = 0; v < V; ++v) point[v] = load(points + v * L);
+    INNERLOOP_UNROLL
     for (int i = 0; i < R; ++i) {
-      const T weight = gradient[i * row_stride + j * point_stride];
-      totals[i] += weight;
-      for (int v = 0; v < V; ++v) sums[i][v] += weight * point[v];
+      const Vector<T> coordinate = broadcast(a[i * dim + d]);
+      INNERLOOP_UNROLL
+      for (int v = 0; v < V; ++v) sums[i][v] += coordinate * point[v];
     }
   }
+  INNERLOOP_UNROLL
   for (int i = 0; i < R; ++i) {
-    for (int v = 0; v < V; ++v) {
-      store(out + i * dim + v * L, 2 * (totals[i] * load(a + i * dim + v * L) - sums[i][v]));
+    INNERLOOP_UNROLL
+    for (int v = 0; v < V; ++v) store(out + i * out_row + v * L, load(out + i * out_row + v * L) + sums[i][v]);
+  }
+}
+
+// The tiles of 1 … R rows.
+template <class T, int V, int... I>
+constexpr auto product_tiles(std::integer_sequence<int, I...>) {
+  return std::array{&product_tile<T, I + 1, V>...};
+}
+
+// Calls work(first row, rows) for tiles of at most R rows and as equal as can be: a small rest would leave the
+// multiply-add units waiting.
+template <int R, class Work>
+void in_tiles(int64_t rows, const Work& work) {
+  const int64_t tiles = (rows + R - 1) / R;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = t * rows / tiles;
+    work(first, (t + 1) * rows / tiles - first);
+  }
+}
+
+template <class T, int V>
+void product_strip(int64_t rows, int64_t count, const T* a, int64_t dim, const T* points, T* out, int64_t out_row) {
+  constexpr int R = product_rows(V);
+  static constexpr auto tiles = product_tiles<T, V>(std::make_integer_sequence<int, R>());
+  in_tiles<R>(rows, [&](int64_t i, int64_t height) {
+    tiles[static_cast<size_t>(height - 1)](count, a + i * dim, dim, points, out + i * out_row, out_row);
+  });
+}
+
+// Σ map(i) over i = 0 … count-1, where map makes a vector of so many numbers, or of what is left.
+template <class T, class Load>
+T sum_of_squares(int64_t count, const Load& difference) {
+  constexpr int L = lanes<T>;
+  Vector<T> even{}, odd{};  // two sums: additions need not wait for one another
+  int64_t d = 0;
+  for (; d + 2 * L <= count; d += 2 * L) {
+    const Vector<T> first = difference(d, L), second = difference(d + L, L);
+    even += first * first;
+    odd += second * second;
+  }
+  for (; d < count; d += L) {
+    const Vector<T> rest = difference(d, std::min<int64_t>(L, count - d));
+    even += rest * rest;
+  }
+  return sum<T>(even + odd);
+}
+
+template <class T>
+Vector<T> load_up_to(const T* from, int64_t count) {
+  return count == lanes<T> ? load(from) : load_part(from, count);
+}
+
+template <class T>
+T squared_norm(const T* a, int64_t count) {
+  return sum_of_squares<T>(count, [&](int64_t d, int64_t some) { return load_up_to(a + d, some); });
+}
+
+template <class T>
+T squared_distance(const T* a, const T* b, int64_t count) {
+  return sum_of_squares<T>(count,
+                           [&](int64_t d, int64_t some) { return load_up_to(a + d, some) - load_up_to(b + d, some); });
+}
+
+// products [rows][whole vectors of points] and norms [rows] of at most row_block rows.
+template <class T>
+void multiply_points(const T* a, const T* packed, int64_t rows, int64_t points, int64_t dim, T* products, T* norms) {
+  const int64_t vectors = vectors_of<T>(points), width = vectors * lanes<T>;
+  std::fill(products, products + rows * width, T(0));
+  std::fill(norms, norms + rows, T(0));
+  for (int64_t d = 0; d < dim; d += dimension_block) {
+    const int64_t count = std::min(dimension_block, dim - d);
+    for (int64_t i = 0; i < rows; ++i) norms[i] += squared_norm(a + i * dim + d, count);
+    for (int64_t v = 0; v < vectors;) {
+      const int strip = strip_width(vectors - v);
+      const T* from = packed + v * lanes<T> * dim + d * strip * lanes<T>;
+      T* to = products + v * lanes<T>;
+      if (strip == 3) {
+        product_strip<T, 3>(rows, count, a + d, dim, from, to, width);
+      } else if (strip == 2) {
+        product_strip<T, 2>(rows, count, a + d, dim, from, to, width);
+      } else {
+        product_strip<T, 1>(rows, count, a + d, dim, from, to, width);
+      }
+      v += strip;
     }
   }
 }
 
-template <class T, int R>
-void backward_rows(const T* gradient, int64_t row_stride, int64_t point_stride, const T* a, const T* b, int64_t points,
-                   int64_t dim, T* out) {
+// Of ‖a‖² + ‖b‖²: what is below that, rounding has eaten too much of, and is summed from differences instead.
+template <class T>
+constexpr T least_share = T(1) / 16;
+
+// distances [rows][whole vectors of points], where multiply_points' products were.
+template <class T>
+void distances_of_products(const T* a, const T* points, const T* point_norms, int64_t rows, int64_t count, int64_t dim,
+                           const T* norms, T* distances) {
   constexpr int L = lanes<T>;
-  int64_t d = 0;
-  for (; d + 4 * L <= dim; d += 4 * L) {
-    backward_tile<T, R, 4>(gradient, row_stride, point_stride, a + d, b + d, points, dim, out + d);
+  const int64_t width = vectors_of<T>(count) * L;
+  const auto is_lost = [](auto value, auto norm) { return !(value >= least_share<T> * norm); };  // NaN is too
+  decltype(Vector<T>{} > Vector<T>{}) any_lost{};
+  for (int64_t i = 0; i < rows; ++i) {
+    T* row = distances + i * width;
+    for (int64_t j = 0; j < width; j += L) {
+      const Vector<T> norm = norms[i] + load(point_norms + j), value = norm - 2 * load(row + j);
+      any_lost |= is_lost(value, norm);
+      store(row + j, value);
+    }
   }
-  for (; d + L <= dim; d += L) {
-    backward_tile<T, R, 1>(gradient, row_stride, point_stride, a + d, b + d, points, dim, out + d);
-  }
-  for (int i = 0; i < R; ++i) {
-    for (int64_t e = d; e < dim; ++e) {
-      T total = 0;
-      for (int64_t j = 0; j < points; ++j) {
-        total += gradient[i * row_stride + j * point_stride] * (a[i * dim + e] - b[j * dim + e]);
-      }
-      out[i * dim + e] = 2 * total;
+  bool any = false;
+  for (int i = 0; i < L; ++i) any |= any_lost[i] != 0;
+  if (!any) return;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < count; ++j) {
+      T& value = distances[i * width + j];
+      if (is_lost(value, norms[i] + point_norms[j])) value = squared_distance(a + i * dim, points + j * dim, dim);
     }
   }
 }
 
 template <class T>
-void backward(const T* gradient, int64_t row_stride, int64_t point_stride, const T* a, const T* b, int64_t rows,
-              int64_t points, int64_t dim, T* out) {
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    backward_rows<T, 4>(gradient + i * row_stride, row_stride, point_stride, a + i * dim, b, points, dim,
-                        out + i * dim);
+void pack(const T* points, int64_t count, int64_t dim, T* packed) {
+  const int64_t vectors = vectors_of<T>(count);
+  for (int64_t v = 0; v < vectors;) {
+    const int64_t strip = strip_width(vectors - v), width = strip * lanes<T>;
+    const int64_t here = std::min(width, count - v * lanes<T>);
+    transpose(here, dim, points + v * lanes<T> * dim, dim, packed, width);
+    for (int64_t d = 0; d < dim; ++d) std::fill(packed + d * width + here, packed + (d + 1) * width, T(0));
+    packed += dim * width;
+    v += strip;
   }
-  for (; i < rows; ++i) {
-    backward_rows<T, 1>(gradient + i * row_stride, row_stride, point_stride, a + i * dim, b, points, dim,
-                        out + i * dim);
+  for (int64_t j = 0; j < vectors * lanes<T>; ++j) packed[j] = j < count ? squared_norm(points + j * dim, dim) : T(0);
+}
+
+// --- rows of results -------------------------------------------------------------------------------------------------
+
+// Rows of whole vectors go to rows of `columns` elements: what a vector holds beyond a row is overwritten by the next.
+template <class T>
+class RowWriter {
+ public:
+  RowWriter(T* out, int64_t rows, int64_t columns)
+      : out_(out), end_(out + rows * columns), columns_(columns), width_(vectors_of<T>(columns) * lanes<T>) {}
+
+  void write(const T* rows, int64_t count) {
+    for (; count > 0; --count, rows += width_, out_ += columns_) {
+      if (end_ - out_ >= width_) {
+        for (int64_t j = 0; j < width_; j += lanes<T>) store(out_ + j, load(rows + j));
+      } else {
+        std::copy(rows, rows + columns_, out_);
+      }
+    }
+  }
+
+ private:
+  T *out_, *const end_;
+  const int64_t columns_, width_;
+};
+
+template <int Distance, class V, int... I>
+inline V rotated(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, ((I + Distance) % static_cast<int>(sizeof...(I)))...);
+}
+
+// The elements of a vector, combined in pairs, pairs of pairs, ….
+template <class T, int Distance = lanes<T> / 2, class Combine>
+inline T folded(Vector<T> v, const Combine& combine) {
+  v = combine(v, rotated<Distance>(v, std::make_integer_sequence<int, lanes<T>>()));
+  if constexpr (Distance > 1) {
+    return folded<T, Distance / 2>(v, combine);
+  } else {
+    return v[0];
+  }
+}
+
+// Σ over rows of −log softmax(row)[label]. The logarithm is taken of products of the softmax's sums, each at least 1.
+template <class T>
+class CrossEntropy {
+ public:
+  // Adds rows of whole vectors, and makes them weight · (softmax(row) − one-hot(label)), zeros where the label is -1.
+  // In passes over all of the rows, for what is done to one is a long chain, each link waiting for the one before it.
+  void add(T* rows, int64_t count, int64_t width, const int64_t* labels, T weight) {
+    constexpr int L = lanes<T>;
+    const auto larger = [](Vector<T> a, Vector<T> b) { return a > b ? a : b; };
+    const auto plus = [](Vector<T> a, Vector<T> b) { return a + b; };
+    for (int64_t r = 0; r < count; ++r) {
+      T* row = rows + r * width;
+      Vector<T> tops = load(row);
+      for (int64_t j = L; j < width; j += L) tops = larger(load(row + j), tops);
+      const T top = folded<T>(tops, larger);
+      if (labels[r] >= 0) below_ += static_cast<double>(top - row[labels[r]]);
+      for (int64_t j = 0; j < width; j += L) store(row + j, load(row + j) - top);
+    }
+    for (int64_t j = 0; j < count * width; j += L) store(rows + j, exponential(load(rows + j)));
+    for (int64_t r = 0; r < count; ++r) {
+      T* row = rows + r * width;
+      Vector<T> sums = load(row);
+      for (int64_t j = L; j < width; j += L) sums += load(row + j);
+      const T total = folded<T>(sums, plus), factor = labels[r] < 0 ? 0 : weight / total;
+      for (int64_t j = 0; j < width; j += L) store(row + j, load(row + j) * factor);
+      if (labels[r] < 0) continue;
+      row[labels[r]] -= weight;
+      product_ *= static_cast<double>(total);
+      if (product_ > 1e250) take_logarithm();
+    }
+  }
+
+  double total() {
+    take_logarithm();
+    return below_ + logarithms_;
+  }
+
+ private:
+  void take_logarithm() {
+    logarithms_ += std::log(product_);
+    product_ = 1;
+  }
+
+  double below_ = 0, logarithms_ = 0, product_ = 1;
+};
+
+// Calls finish(first row, rows, their scaled distances, −∞ beyond the last point) for blocks of rows.
+template <class T, class Finish>
+void scaled_distances(const T* a, const T* b, const T* packed, int64_t rows, int64_t points, int64_t dim, T scale,
+                      const Finish& finish) {
+  constexpr int L = lanes<T>;
+  const int64_t width = vectors_of<T>(points) * L;
+  if (width == 0) return;
+  Vector<T> beyond{};
+  for (int64_t j = points; j < width; ++j) beyond[j - (width - L)] = -std::numeric_limits<T>::infinity();
+  std::vector<T> sums(static_cast<size_t>(std::min(row_block, rows) * width));
+  T norms[row_block];
+  for (int64_t i = 0; i < rows; i += row_block) {
+    const int64_t count = std::min(row_block, rows - i);
+    multiply_points(a + i * dim, packed, count, points, dim, sums.data(), norms);
+    distances_of_products(a + i * dim, b, packed + width * dim, count, points, dim, norms, sums.data());
+    for (int64_t r = 0; r < count; ++r) {
+      T* row = sums.data() + r * width;
+      for (int64_t j = 0; j < width - L; j += L) store(row + j, load(row + j) * scale);
+      store(row + width - L, load(row + width - L) * scale + beyond);
+    }
+    finish(i, count, sums.data());
+  }
+}
+
+template <class T>
+void distances(const T* a, const T* b, const T* packed, int64_t rows, int64_t points, int64_t dim, T scale, T* out) {
+  RowWriter<T> writer(out, rows, points);
+  scaled_distances(a, b, packed, rows, points, dim, scale,
+                   [&](int64_t, int64_t count, const T* block) { writer.write(block, count); });
+}
+
+template <class T>
+double distances_loss(const T* a, const T* b, const T* packed, int64_t rows, int64_t points, int64_t dim, T scale,
+                      const int64_t* labels, T weight, T* out, T* gradient) {
+  RowWriter<T> logits(out, rows, points), gradients(gradient, rows, points);
+  const int64_t width = vectors_of<T>(points) * lanes<T>;
+  CrossEntropy<T> loss;
+  scaled_distances(a, b, packed, rows, points, dim, scale, [&](int64_t first, int64_t count, T* block) {
+    logits.write(block, count);
+    loss.add(block, count, width, labels + first, weight);
+    gradients.write(block, count);
+  });
+  return loss.total();
+}
+
+// --- their gradient --------------------------------------------------------------------------------------------------
+
+constexpr int gradient_rows(int vectors) {
+  if (vector_registers == 32) return 14;
+  return vectors == 2 ? 6 : 12;
+}
+
+// A factor of each pair of rows: element (i, j) is weights[i·row + j·inner].
+template <class T>
+struct Weights {
+  const T* values;
+  int64_t row, inner;
+};
+
+// sums[i] = Σⱼ w(i,j) b[j] for R rows and V vectors; then finish(i, v, sums[i][v]).
+template <class T, int R, int V, class Finish>
+inline void weighted_sums(Weights<T> w, int64_t inner, const T* b, int64_t b_row, const Finish& finish) {
+  constexpr int L = lanes<T>;
+  Vector<T> sums[R][V] = {};
+  const T* weight = w.values;
+  for (int64_t j = 0; j < inner; ++j, b += b_row, weight += w.inner) {
+    Vector<T> row_of_b[V];
+    INNERLOOP_UNROLL
+    for (int v = 0; v < V; ++v) row_of_b[v] = load(b + v * L);
+    INNERLOOP_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const Vector<T> factor = broadcast(weight[i * w.row]);
+      INNERLOOP_UNROLL
+      for (int v = 0; v < V; ++v) sums[i][v] += factor * row_of_b[v];
+    }
+  }
+  INNERLOOP_UNROLL
+  for (int i = 0; i < R; ++i) {
+    INNERLOOP_UNROLL
+    for (int v = 0; v < V; ++v) finish(i, v, sums[i][v]);
+  }
+}
+
+// out[i] = scale · (totals[i] a[i] − Σⱼ w(i,j) b[j])
+template <class T, int R, int V>
+[[gnu::noinline]] void row_gradient_tile(Weights<T> w, int64_t inner, const T* b, int64_t b_row, const T* totals,
+                                         T scale, const T* a, int64_t a_row, T* out, int64_t out_row) {
+  weighted_sums<T, R, V>(w, inner, b, b_row, [&](int i, int v, Vector<T> sum) {
+    const int64_t at = v * lanes<T>;
+    store(out + i * out_row + at, scale * (totals[i] * load(a + i * a_row + at) - sum));
+  });
+}
+
+// out[i] += Σⱼ w(i,j) b[j]
+template <class T, int R, int V>
+[[gnu::noinline]] void point_sum_tile(Weights<T> w, int64_t inner, const T* b, int64_t b_row, T* out, int64_t out_row) {
+  weighted_sums<T, R, V>(w, inner, b, b_row, [&](int i, int v, Vector<T> sum) {
+    T* to = out + i * out_row + v * lanes<T>;
+    store(to, load(to) + sum);
+  });
+}
+
+template <class T, int V, int... I>
+constexpr auto row_gradient_tiles(std::integer_sequence<int, I...>) {
+  return std::array{&row_gradient_tile<T, I + 1, V>...};
+}
+
+template <class T, int V, int... I>
+constexpr auto point_sum_tiles(std::integer_sequence<int, I...>) {
+  return std::array{&point_sum_tile<T, I + 1, V>...};
+}
+
+constexpr int64_t gradient_row_block = 64;
+
+// The columns of one work item, whole vectors of them: in place, or a copy filled up with zeros.
+template <class T>
+class Columns {
+ public:
+  Columns(const T* from, int64_t rows, int64_t dim, int64_t columns) : values(from), row(dim) {
+    if (columns % lanes<T> == 0) return;
+    row = vectors_of<T>(columns) * lanes<T>;
+    copy_.resize(static_cast<size_t>(rows * row));
+    for (int64_t i = 0; i < rows; ++i) std::copy(from + i * dim, from + i * dim + columns, copy_.data() + i * row);
+    values = copy_.data();
+  }
+
+  const T* values;
+  int64_t row;
+
+ private:
+  std::vector<T> copy_;
+};
+
+template <class T>
+void backward(const T* g, T scale, const T* a, const T* b, int64_t rows, int64_t points, int64_t dim, int64_t first,
+              int64_t last, T* to_a, T* to_b) {
+  const int64_t columns = last - first, width = vectors_of<T>(columns) * lanes<T>;
+  const bool whole = width == columns;
+  const Columns<T> of_b(b + first, points, dim, columns);
+  std::vector<T> sums(static_cast<size_t>(points * width)), of_points(static_cast<size_t>(points));
+  std::vector<T> padded(whole ? 0 : static_cast<size_t>(gradient_row_block * width));
+  T of_rows[gradient_row_block];
+  for (int64_t i = 0; i < rows; i += gradient_row_block) {
+    const int64_t count = std::min(gradient_row_block, rows - i);
+    const T* weights = g + i * points;
+    for (int64_t r = 0; r < count; ++r) {
+      T total = 0;
+      for (int64_t j = 0; j < points; ++j) {
+        total += weights[r * points + j];
+        of_points[static_cast<size_t>(j)] += weights[r * points + j];
+      }
+      of_rows[r] = total;
+    }
+    const Columns<T> of_a(a + i * dim + first, count, dim, columns);
+    T* to = whole ? to_a + i * dim + first : padded.data();
+    const int64_t to_row = whole ? dim : width;
+    const auto strips = [&](auto vectors, int64_t begin, int64_t end) {
+      constexpr int V = decltype(vectors)::value, R = gradient_rows(V), W = V * lanes<T>;
+      static constexpr auto row_tiles = row_gradient_tiles<T, V>(std::make_integer_sequence<int, R>());
+      static constexpr auto point_tiles = point_sum_tiles<T, V>(std::make_integer_sequence<int, R>());
+      in_tiles<R>(count, [&](int64_t r, int64_t height) {
+        const auto tile = row_tiles[static_cast<size_t>(height - 1)];
+        for (int64_t j = begin; j < end; j += W) {
+          tile({weights + r * points, points, 1}, points, of_b.values + j, of_b.row, of_rows + r, scale,
+               of_a.values + r * of_a.row + j, of_a.row, to + r * to_row + j, to_row);
+        }
+      });
+      in_tiles<R>(points, [&](int64_t p, int64_t height) {
+        const auto tile = point_tiles[static_cast<size_t>(height - 1)];
+        for (int64_t j = begin; j < end; j += W) {
+          tile({weights + p, 1, points}, count, of_a.values + j, of_a.row, sums.data() + p * width + j, width);
+        }
+      });
+    };
+    const int64_t pairs = width - width % (2 * lanes<T>);
+    strips(std::integral_constant<int, 2>(), 0, pairs);
+    if (pairs < width) strips(std::integral_constant<int, 1>(), pairs, width);
+    if (whole) continue;
+    for (int64_t r = 0; r < count; ++r) {
+      std::copy(to + r * width, to + r * width + columns, to_a + (i + r) * dim + first);
+    }
+  }
+  for (int64_t p = 0; p < points; ++p) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const T sum = sums[static_cast<size_t>(p * width + j)];
+      to_b[p * dim + first + j] = scale * (of_points[static_cast<size_t>(p)] * b[p * dim + first + j] - sum);
+    }
   }
 }
 
 }  // namespace
 
-void squared_distances(const float* a, const float* b, int64_t rows, int64_t points, int64_t dim, float* out) {
-  distances(a, b, rows, points, dim, out);
+int64_t packed_points_size(const float*, int64_t count, int64_t dim) {
+  return vectors_of<float>(count) * lanes<float> * (dim + 1);
 }
 
-void squared_distances(const double* a, const double* b, int64_t rows, int64_t points, int64_t dim, double* out) {
-  distances(a, b, rows, points, dim, out);
+int64_t packed_points_size(const double*, int64_t count, int64_t dim) {
+  return vectors_of<double>(count) * lanes<double> * (dim + 1);
 }
 
-void squared_distances_backward(const float* gradient, int64_t row_stride, int64_t point_stride, const float* a,
-                                const float* b, int64_t rows, int64_t points, int64_t dim, float* out) {
-  backward(gradient, row_stride, point_stride, a, b, rows, points, dim, out);
+void pack_points(const float* points, int64_t count, int64_t dim, float* packed) {
+  pack(points, count, dim, packed);
 }
 
-void squared_distances_backward(const double* gradient, int64_t row_stride, int64_t point_stride, const double* a,
-                                const double* b, int64_t rows, int64_t points, int64_t dim, double* out) {
-  backward(gradient, row_stride, point_stride, a, b, rows, points, dim, out);
+void pack_points(const double* points, int64_t count, int64_t dim, double* packed) {
+  pack(points, count, dim, packed);
+}
+
+void squared_distances(const float* a, const float* b, const float* packed, int64_t rows, int64_t points, int64_t dim,
+                       float scale, float* out) {
+  distances(a, b, packed, rows, points, dim, scale, out);
+}
+
+void squared_distances(const double* a, const double* b, const double* packed, int64_t rows, int64_t points,
+                       int64_t dim, double scale, double* out) {
+  distances(a, b, packed, rows, points, dim, scale, out);
+}
+
+double squared_distances_loss(const float* a, const float* b, const float* packed, int64_t rows, int64_t points,
+                              int64_t dim, float scale, const int64_t* labels, float weight, float* out,
+                              float* gradient) {
+  return distances_loss(a, b, packed, rows, points, dim, scale, labels, weight, out, gradient);
+}
+
+double squared_distances_loss(const double* a, const double* b, const double* packed, int64_t rows, int64_t points,
+                              int64_t dim, double scale, const int64_t* labels, double weight, double* out,
+                              double* gradient) {
+  return distances_loss(a, b, packed, rows, points, dim, scale, labels, weight, out, gradient);
+}
+
+void squared_distances_backward(const float* g, float scale, const float* a, const float* b, int64_t rows,
+                                int64_t points, int64_t dim, int64_t first, int64_t last, float* to_a, float* to_b) {
+  backward(g, 2 * scale, a, b, rows, points, dim, first, last, to_a, to_b);
+}
+
+void squared_distances_backward(const double* g, double scale, const double* a, const double* b, int64_t rows,
+                                int64_t points, int64_t dim, int64_t first, int64_t last, double* to_a, double* to_b) {
+  backward(g, 2 * scale, a, b, rows, points, dim, first, last, to_a, to_b);
 }
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -26,16 +26,16 @@ void means_of(const T* __restrict embeddings, const int64_t* labels, int64_t sam
 
 template <class T>
 void spread(const T* __restrict gradient, const T* __restrict weights, const int64_t* labels, int64_t samples,
-            int64_t dim, T* __restrict out) {
+            int64_t dim, int64_t first, int64_t last, T* __restrict out) {
   for (int64_t s = 0; s < samples; ++s) {
     T* sample = out + s * dim;
     if (labels[s] < 0) {
-      std::fill(sample, sample + dim, T(0));
+      std::fill(sample + first, sample + last, T(0));
       continue;
     }
     const T weight = weights[labels[s]];
     const T* row = gradient + labels[s] * dim;
-    for (int64_t d = 0; d < dim; ++d) sample[d] = weight * row[d];
+    for (int64_t d = first; d < last; ++d) sample[d] = weight * row[d];
   }
 }
 
@@ -52,13 +52,13 @@ void class_means(const double* embeddings, const int64_t* labels, int64_t sample
 }
 
 void class_means_backward(const float* gradient, const float* weights, const int64_t* labels, int64_t samples,
-                          int64_t dim, float* out) {
-  spread(gradient, weights, labels, samples, dim, out);
+                          int64_t dim, int64_t first, int64_t last, float* out) {
+  spread(gradient, weights, labels, samples, dim, first, last, out);
 }
 
 void class_means_backward(const double* gradient, const double* weights, const int64_t* labels, int64_t samples,
-                          int64_t dim, double* out) {
-  spread(gradient, weights, labels, samples, dim, out);
+                          int64_t dim, int64_t first, int64_t last, double* out) {
+  spread(gradient, weights, labels, samples, dim, first, last, out);
 }
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -9,8 +9,9 @@ INNERLOOP_DECLARE(void class_means(const float* embeddings, const int64_t* label
 INNERLOOP_DECLARE(void class_means(const double* embeddings, const int64_t* labels, int64_t samples, int64_t classes,
                                    int64_t dim, double* means, double* weights))
 
-// Its transpose: each sample [samples, dim] receives its class's gradient [classes, dim] times the class's weight.
+// Its transpose, for the columns first … last-1: each sample [samples, dim] receives its class's gradient [classes,
+// dim] times the class's weight.
 INNERLOOP_DECLARE(void class_means_backward(const float* gradient, const float* weights, const int64_t* labels,
-                                            int64_t samples, int64_t dim, float* out))
+                                            int64_t samples, int64_t dim, int64_t first, int64_t last, float* out))
 INNERLOOP_DECLARE(void class_means_backward(const double* gradient, const double* weights, const int64_t* labels,
-                                            int64_t samples, int64_t dim, double* out))
+                                            int64_t samples, int64_t dim, int64_t first, int64_t last, double* out))

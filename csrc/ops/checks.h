@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace innerloop {
@@ -34,15 +35,16 @@ inline void check_size(const Tensor& tensor, int64_t dim, int64_t size, const ch
 }
 
 // labels [tasks, samples], contiguous: each -1 (no class) to classes - 1.
-inline Tensor checked_labels(const Tensor& labels, int64_t tasks, int64_t samples, int64_t classes) {
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.is_cpu(), "labels must be an int64 CPU tensor");
-  check_dims(labels, 2, "labels");
-  check_size(labels, 0, tasks, "labels");
-  check_size(labels, 1, samples, "labels");
+inline Tensor checked_labels(const Tensor& labels, int64_t tasks, int64_t samples, int64_t classes,
+                             const char* name = "labels") {
+  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.is_cpu(), name, " must be an int64 CPU tensor");
+  check_dims(labels, 2, name);
+  check_size(labels, 0, tasks, name);
+  check_size(labels, 1, samples, name);
   Tensor contiguous = torch::stable::contiguous(labels);
   const int64_t* label = contiguous.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < tasks * samples; ++i) {
-    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, "labels holds ", label[i], " in task ", i / samples,
+    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, name, " holds ", label[i], " in task ", i / samples,
                     ", expected 0 to ", classes - 1);
   }
   return contiguous;
@@ -62,5 +64,21 @@ void for_type(const Tensor& tensor, const Work& work) {
 inline int64_t grain(int64_t operations_each) {
   return 1 + 30000 / (operations_each + 1);
 }
+
+// Calls work(task, first, last) for blocks of 0 … count-1 in every task, in parallel: one large task is shared by the
+// threads too, and the blocks do not depend on how many there are.
+template <class Work>
+void for_blocks(int64_t tasks, int64_t count, int64_t block, int64_t operations_each, const Work& work) {
+  const int64_t blocks = (count + block - 1) / block;
+  torch::stable::parallel_for(0, tasks * blocks, grain(block * operations_each), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % blocks * block;
+      work(i / blocks, first, std::min(first + block, count));
+    }
+  });
+}
+
+constexpr int64_t rows_a_block = 120;     // of distances
+constexpr int64_t columns_a_block = 512;  // of their gradient; whole vectors
 
 }  // namespace innerloop

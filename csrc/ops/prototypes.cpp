@@ -57,7 +57,7 @@ Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
     torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         INNERLOOP_CALL(class_means_backward, from + t * classes * dim, weight + t * classes, label + t * samples,
-                       samples, dim, to + t * samples * dim);
+                       samples, dim, int64_t{0}, dim, to + t * samples * dim);
       }
     });
   });

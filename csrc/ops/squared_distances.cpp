@@ -1,7 +1,6 @@
 // squared_distances: squared Euclidean distances between the queries and the points of each task, and their gradient.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "kernels/distance.h"
@@ -25,20 +24,6 @@ Sizes checked_sizes(const Tensor& queries, const Tensor& points) {
   return {queries.size(0), queries.size(1), points.size(1), queries.size(2)};
 }
 
-// Calls work(task, first, last) for blocks of the rows of every task, in parallel: one large task is shared by the
-// threads too.
-template <class Work>
-void for_row_blocks(int64_t tasks, int64_t rows, int64_t operations_a_row, const Work& work) {
-  constexpr int64_t block = 16;  // rows; a multiple of the kernels' tiles
-  const int64_t blocks = (rows + block - 1) / block;
-  torch::stable::parallel_for(0, tasks * blocks, grain(block * operations_a_row), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % blocks * block;
-      work(i / blocks, first, std::min(first + block, rows));
-    }
-  });
-}
-
 Tensor squared_distances_cpu(Tensor queries, Tensor points) {
   const Sizes n = checked_sizes(queries, points);
   const Tensor q = torch::stable::contiguous(queries);
@@ -48,10 +33,18 @@ Tensor squared_distances_cpu(Tensor queries, Tensor points) {
     const T* a = q.const_data_ptr<T>();
     const T* b = p.const_data_ptr<T>();
     T* d = out.mutable_data_ptr<T>();
-    for_row_blocks(n.tasks, n.queries, n.points * n.dim, [&](int64_t t, int64_t first, int64_t last) {
+    const int64_t size = INNERLOOP_CALL(packed_points_size, b, n.points, n.dim);
+    Tensor packed = torch::stable::new_empty(q, {n.tasks, size});
+    T* to = packed.mutable_data_ptr<T>();
+    torch::stable::parallel_for(0, n.tasks, grain(size), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        INNERLOOP_CALL(pack_points, b + t * n.points * n.dim, n.points, n.dim, to + t * size);
+      }
+    });
+    for_blocks(n.tasks, n.queries, rows_a_block, n.points * n.dim, [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.queries + first;
-      INNERLOOP_CALL(squared_distances, a + row * n.dim, b + t * n.points * n.dim, last - first, n.points, n.dim,
-                     d + row * n.points);
+      INNERLOOP_CALL(squared_distances, a + row * n.dim, b + t * n.points * n.dim, to + t * size, last - first,
+                     n.points, n.dim, T(1), d + row * n.points);
     });
   });
   return out;
@@ -76,16 +69,10 @@ std::tuple<Tensor, Tensor> squared_distances_backward_cpu(Tensor gradient, Tenso
     const T* b = p.const_data_ptr<T>();
     T* to_queries = grad_queries.mutable_data_ptr<T>();
     T* to_points = grad_points.mutable_data_ptr<T>();
-    for_row_blocks(n.tasks, n.queries, n.points * n.dim, [&](int64_t t, int64_t first, int64_t last) {
-      const int64_t row = t * n.queries + first;
-      INNERLOOP_CALL(squared_distances_backward, upstream + row * n.points, n.points, int64_t{1}, a + row * n.dim,
-                     b + t * n.points * n.dim, last - first, n.points, n.dim, to_queries + row * n.dim);
-    });
-    for_row_blocks(n.tasks, n.points, n.queries * n.dim, [&](int64_t t, int64_t first, int64_t last) {
-      const int64_t row = t * n.points + first;
-      INNERLOOP_CALL(squared_distances_backward, upstream + t * n.queries * n.points + first, int64_t{1}, n.points,
-                     b + row * n.dim, a + t * n.queries * n.dim, last - first, n.queries, n.dim,
-                     to_points + row * n.dim);
+    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.queries * n.points, [&](int64_t t, int64_t first, int64_t last) {
+      const int64_t row = t * n.queries, point = t * n.points;
+      INNERLOOP_CALL(squared_distances_backward, upstream + row * n.points, T(1), a + row * n.dim, b + point * n.dim,
+                     n.queries, n.points, n.dim, first, last, to_queries + row * n.dim, to_points + point * n.dim);
     });
   });
   return {grad_queries, grad_points};

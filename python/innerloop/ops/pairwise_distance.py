@@ -63,7 +63,7 @@ def unit_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
     return x * torch.where(zero, 0, torch.where(zero, 1, squares).rsqrt()), zero.to(x.dtype)
 
 
-def _derivative(queries: Tensor, points: Tensor, along_queries: Tensor, along_points: Tensor) -> Tensor:
+def derivative(queries: Tensor, points: Tensor, along_queries: Tensor, along_points: Tensor) -> Tensor:
     """2 ⟨q − p, q̇ − ṗ⟩ for every pair, [T, Q, N]: the distances' change along (q̇, ṗ), expanded into products."""
     own = (queries * along_queries).sum(2)[:, :, None] + (points * along_points).sum(2)[:, None]
     return 2 * (own - along_queries @ points.mT - queries @ along_points.mT)
@@ -85,7 +85,7 @@ def _backward(ctx: Any, gradient: Tensor) -> Arguments:
 
 def _jvp(ctx: Any, along_queries: Tensor, along_points: Tensor) -> Tensor:
     queries, points = ctx.saved_tensors
-    return _derivative(queries, points, along_queries, along_points)
+    return derivative(queries, points, along_queries, along_points)
 
 
 # The backward B(g, q, p) = 2 (q ∘ Σₙg − g p, p ∘ Σ_q g − gᵀ q) is linear in g and in (q, p), so that its own
@@ -96,7 +96,7 @@ def _second_fake(gradient: Tensor, queries: Tensor, points: Tensor) -> tuple[Ten
 
 def _second_backward(ctx: Any, along_queries: Tensor, along_points: Tensor) -> Arguments:
     gradient, queries, points = ctx.saved_tensors
-    for_gradient = _derivative(queries, points, along_queries, along_points)
+    for_gradient = derivative(queries, points, along_queries, along_points)
     return for_gradient, *squared_distances_backward(gradient, along_queries, along_points)
 
 

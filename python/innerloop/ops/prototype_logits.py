@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from innerloop.ops.checks import check_same_space, checked_labels, values_are_known
-from innerloop.ops.pairwise_distance import Metric, pairwise_distance
-from innerloop.ops.prototypes import prototypes
+import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop import reference
+from innerloop.ops._differentiable import Arguments, differentiable, transforms_active
+from innerloop.ops.checks import (
+    check_every_class,
+    check_kernel,
+    check_same_space,
+    check_temperature,
+    checked_labels,
+    values_are_known,
+)
+from innerloop.ops.pairwise_distance import Metric, derivative, pairwise_distance, squared_distances_backward
+from innerloop.ops.prototypes import class_means, class_means_backward, prototypes
 
 
 def prototype_logits(
@@ -39,7 +50,11 @@ def prototype_logits(
         TypeError, ValueError: as :func:`prototypes` and :func:`pairwise_distance` do.
     """
     check_same_space(queries, support, "support", "[T, S, D]")
-    return -pairwise_distance(queries, prototypes(support, labels, num_classes, mask), metric, temperature)
+    if metric != "sqeuclidean":
+        return -pairwise_distance(queries, prototypes(support, labels, num_classes, mask), metric, temperature)
+    labels = _checked_support_labels(support, labels, num_classes, temperature, mask)
+    logits: Tensor = _logits(support, labels, queries, num_classes, temperature)[0]
+    return logits
 
 
 def prototype_loss(
@@ -69,15 +84,190 @@ def prototype_loss(
             valid query.
     """
     check_same_space(queries, support, "support", "[T, S, D]")
+    labels = _checked_support_labels(support, labels, num_classes, temperature, mask)
     query_labels = checked_labels(
         query_labels, "query_labels", queries, "queries", "[T, Q]", num_classes, query_mask, "query_mask"
     )
-    if query_mask is not None and values_are_known(query_mask):
-        empty = (~query_mask.any(1)).nonzero()
-        if len(empty):
-            raise ValueError(f"query_mask leaves task {int(empty[0])} without a valid query")
     if query_mask is not None:
+        if values_are_known(query_mask):
+            empty = (~query_mask.any(1)).nonzero()
+            if len(empty):
+                raise ValueError(f"query_mask leaves task {int(empty[0])} without a valid query")
         queries = torch.where(query_mask[..., None], queries, 0)
-    logits = prototype_logits(support, labels, queries, num_classes, temperature=temperature, mask=mask)
-    losses = F.cross_entropy(logits.flatten(0, 1), query_labels.flatten(), ignore_index=-1, reduction="none")
-    return losses.view_as(query_labels).sum(1) / (query_labels >= 0).sum(1), logits.detach()
+    losses, logits, *_ = _loss(support, labels, queries, query_labels, num_classes, temperature)
+    return losses, logits
+
+
+def _checked_support_labels(
+    support: Tensor, labels: Tensor, num_classes: int, temperature: float, mask: Tensor | None
+) -> Tensor:
+    check_kernel("prototype_logits", support, "support")
+    check_temperature(temperature)
+    labels = checked_labels(labels, "labels", support, "support", "[T, S]", num_classes, mask)
+    check_every_class(labels, "labels", num_classes)
+    return labels
+
+
+# The derivatives of −‖q − c‖²/τ, where c are the class means of s. First derivatives come from one native call;
+# derivatives of derivatives, and those under torch.func, from the ops whose composition it is, which have their own.
+
+
+def _gradients(
+    gradient: Tensor, scale: Tensor | None, labels: Tensor, queries: Tensor, support: Tensor, num_classes: int,
+    means: Tensor, weights: Tensor, temperature: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Those of support and queries, given that of the logits, gradient [T, Q, N], times scale [T]."""
+    if not (torch.is_grad_enabled() or transforms_active()):
+        return torch.ops.innerloop.prototype_logits_backward(
+            gradient, scale, labels, queries, means, weights, temperature
+        )
+    if scale is not None:
+        gradient = gradient * scale[:, None, None]
+    means, _ = class_means(support, labels, num_classes)
+    for_queries, for_means = squared_distances_backward(gradient / -temperature, queries, means)
+    return class_means_backward(for_means, weights, labels), for_queries
+
+
+def _logits_fake(
+    support: Tensor, labels: Tensor, queries: Tensor, num_classes: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    tasks, count, dim = queries.shape
+    return (
+        queries.new_empty(tasks, count, num_classes),
+        queries.new_empty(tasks, num_classes, dim),
+        queries.new_empty(tasks, num_classes),
+    )
+
+
+def _logits_setup(ctx: Any, arguments: Arguments, output: tuple[Tensor, ...]) -> None:
+    support, labels, queries, ctx.num_classes, ctx.temperature = arguments
+    _, means, weights = output
+    ctx.save_for_backward(support, labels, queries, means, weights)
+    ctx.save_for_forward(support, labels, queries)
+    ctx.mark_non_differentiable(means, weights)
+    ctx.set_materialize_grads(False)
+
+
+def _logits_backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Arguments:
+    if gradient is None:
+        return (None,) * 5
+    support, labels, queries, means, weights = ctx.saved_tensors
+    for_support, for_queries = _gradients(
+        gradient, None, labels, queries, support, ctx.num_classes, means, weights, ctx.temperature
+    )
+    return for_support, None, for_queries, None, None
+
+
+def _logits_jvp(ctx: Any, along_support: Tensor | None, _: Any, along_queries: Tensor | None, *__: Any) -> Arguments:
+    return _logits_along(ctx, along_support, along_queries), None, None
+
+
+def _logits_along(ctx: Any, along_support: Tensor | None, along_queries: Tensor | None) -> Tensor:
+    """The logits' change along (ṡ, q̇); None: 0."""
+    support, labels, queries, *_ = ctx.saved_tensors
+    means, _ = class_means(support, labels, ctx.num_classes)
+    if along_support is None:
+        along_means = torch.zeros_like(means)
+    else:
+        along_means, _ = class_means(along_support, labels, ctx.num_classes)
+    if along_queries is None:
+        along_queries = torch.zeros_like(queries)
+    return derivative(queries, means, along_queries, along_means) / -ctx.temperature
+
+
+def _logits_twin(
+    support: Tensor, labels: Tensor, queries: Tensor, num_classes: int, temperature: float
+) -> tuple[Tensor, None, None]:
+    logits = reference.prototype_logits(support, labels, queries, num_classes, temperature=temperature)
+    return logits, None, None
+
+
+#: → (logits [T, Q, N], class means [T, N, D], 1 / number of samples of each class [T, N]), the latter for its backward.
+_logits = differentiable(
+    "prototype_logits",
+    fake=_logits_fake,
+    setup_context=_logits_setup,
+    backward=_logits_backward,
+    jvp=_logits_jvp,
+    twin=_logits_twin,
+)
+
+
+def _loss_fake(
+    support: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int, temperature: float
+) -> tuple[Tensor, ...]:
+    logits, means, weights = _logits_fake(support, labels, queries, num_classes, temperature)
+    return queries.new_empty(len(queries)), logits, torch.empty_like(logits), means, weights
+
+
+def _loss_setup(ctx: Any, arguments: Arguments, output: tuple[Tensor, ...]) -> None:
+    support, labels, queries, query_labels, ctx.num_classes, ctx.temperature = arguments
+    ctx.save_for_backward(support, labels, queries, query_labels, *output[2:])
+    ctx.save_for_forward(support, labels, queries, query_labels)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _loss_slope(support: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, ctx: Any) -> Tensor:
+    """The gradient of each task's loss for its logits, as a differentiable function of the embeddings."""
+    logits, *_ = _logits(support, labels, queries, ctx.num_classes, ctx.temperature)
+    chosen = query_labels[..., None] == torch.arange(ctx.num_classes, device=labels.device)
+    valid = (query_labels >= 0).to(logits.dtype)
+    return (logits.softmax(2) - chosen.to(logits.dtype)) * (valid / valid.sum(1, keepdim=True))[..., None]
+
+
+def _loss_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> Arguments:
+    if upstream is None:
+        return (None,) * 6
+    support, labels, queries, query_labels, slope, means, weights = ctx.saved_tensors
+    if torch.is_grad_enabled() or transforms_active():
+        slope = _loss_slope(support, labels, queries, query_labels, ctx)
+    for_support, for_queries = _gradients(
+        slope, upstream, labels, queries, support, ctx.num_classes, means, weights, ctx.temperature
+    )
+    return for_support, None, for_queries, None, None, None
+
+
+def _loss_jvp(ctx: Any, along_support: Tensor | None, _: Any, along_queries: Tensor | None, *__: Any) -> Arguments:
+    support, labels, queries, query_labels = ctx.saved_tensors
+    slope = _loss_slope(support, labels, queries, query_labels, ctx)
+    return (slope * _logits_along(ctx, along_support, along_queries)).sum((1, 2)), None, None, None, None
+
+
+def _loss_twin(
+    support: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int, temperature: float
+) -> tuple[Tensor, ...]:
+    return reference.prototype_loss(support, labels, queries, query_labels, num_classes, temperature=temperature)
+
+
+#: → (losses [T], logits [T, Q, N], and for its backward: the losses' gradients for the logits, class means, 1 / numbers).
+_loss = differentiable(
+    "prototype_loss",
+    fake=_loss_fake,
+    setup_context=_loss_setup,
+    backward=_loss_backward,
+    jvp=_loss_jvp,
+    twin=_loss_twin,
+)
+
+
+def _gradients_fake(
+    gradient: Tensor,
+    scale: Tensor | None,
+    labels: Tensor,
+    queries: Tensor,
+    means: Tensor,
+    weights: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    return queries.new_empty(*labels.shape, queries.shape[2]), queries.new_empty(queries.shape)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError("innerloop::prototype_logits_backward has no derivative of its own: call innerloop.ops")
+
+
+torch.library.register_fake("innerloop::prototype_logits_backward", _gradients_fake)
+torch.library.register_autograd(
+    "innerloop::prototype_logits_backward", _refuse, setup_context=lambda ctx, inputs, output: None
+)

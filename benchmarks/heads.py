@@ -1,0 +1,55 @@
+"""Measures the few-shot heads of innerloop beside everything else that computes them.
+
+    benchmarks/peers.sh                                   installs the peers, once
+    .venv/bin/python benchmarks/heads.py                  everything, into benchmarks/results/heads.json
+    .venv/bin/python benchmarks/report.py                 docs/heads.md from it
+
+A step takes embeddings of support and query that require a gradient, to the loss averaged over the tasks, and back. How
+it is measured: race.py. One thread, CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import machine
+from head_workloads import HEAD_WORKLOADS
+from race import HERE, Effort, check, measure, summary
+from rivals import HEADS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(HEAD_WORKLOADS)
+    parser.add_argument("--workloads", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--rivals", nargs="+", default=list(HEADS), choices=list(HEADS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=Effort.seconds, help="for each rival and workload")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "heads.json")
+    arguments = parser.parse_args()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    results: dict[str, Any] = {"checks": {}, "races": {}}
+    if arguments.output.exists():
+        results = json.loads(arguments.output.read_text())
+    results["machine"] = machine.describe()
+    run = {"date": datetime.now(timezone.utc).date().isoformat(), "command": shlex.join(["heads.py", *sys.argv[1:]])}
+    for workload in (HEAD_WORKLOADS[name] for name in arguments.workloads):
+        rivals = [name for name in arguments.rivals if name.startswith(workload.kind)]
+        checks = check(workload, rivals, f"{workload.kind}-reference", say)
+        results["checks"].setdefault(workload.name, {}).update(checks)
+        rows = measure(workload, rivals, f"{workload.kind}-innerloop", Effort(arguments.seconds), say)
+        results["races"][workload.name] = {**run, "flops": workload.flops, "rows": rows}
+        say(summary(workload, rows))
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
