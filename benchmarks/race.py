@@ -104,7 +104,8 @@ class Worker:
 
 
 def check(workload: AnyWorkload, rivals: Iterable[str], oracle: str, say: Callable[[str], None]) -> Rows:
-    """For every rival, by its name, ‖g − reference‖ / ‖reference‖ over the loss and all gradients, float64, and whether that makes it exact."""
+    """For every rival, by its name, ‖g − reference‖ / ‖reference‖ over the loss and all gradients, float64, and whether
+    that makes it exact."""
     rows: Rows = {}
     reference = _float64_gradient(workload, oracle)
     for rival in rivals:

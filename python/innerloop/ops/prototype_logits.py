@@ -240,7 +240,7 @@ def _loss_twin(
     return reference.prototype_loss(support, labels, queries, query_labels, num_classes, temperature=temperature)
 
 
-#: → (losses [T], logits [T, Q, N], and for its backward: the losses' gradients for the logits, class means, 1 / numbers).
+#: → (losses [T], logits [T, Q, N], and for its backward: the losses' gradient for the logits, means, 1 / numbers).
 _loss = differentiable(
     "prototype_loss",
     fake=_loss_fake,
