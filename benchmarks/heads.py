@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from datetime import datetime, timezone
@@ -46,7 +47,8 @@ def main() -> None:
         checks = check(workload, rivals, f"{workload.kind}-reference", say)
         results["checks"].setdefault(workload.name, {}).update(checks)
         rows = measure(workload, rivals, f"{workload.kind}-innerloop", Effort(arguments.seconds), say)
-        results["races"][workload.name] = {**run, "flops": workload.flops, "rows": rows}
+        load = round(os.getloadavg()[2], 1)  # of the last quarter of an hour: was the machine busy?
+        results["races"][workload.name] = {**run, "load": load, "flops": workload.flops, "rows": rows}
         say(summary(workload, rows))
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 

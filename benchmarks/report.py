@@ -100,13 +100,14 @@ def heads_document(results: dict[str, Any]) -> Iterator[str]:
     yield "<!-- Written by benchmarks/report.py from benchmarks/results/heads.json: change those, not this. -->"
     yield ""
     yield from _HEADS.format(**results["machine"]).splitlines()
+    yield from section("Where innerloop is not ahead", heads_lost(results))
     for workload, run in measured_heads(results):
         yield from ("", f"## {workload.title}", "")
         yield from table(
             ["", "ms (least–most)", "×", "GFLOP/s", "first call, s", "memory, MB", "error"],
             (head_row(rival, row, run["flops"]) for rival, row in run["rows"].items()),
         )
-        yield from ("", f"{run['date']}, `{run['command']}`")
+        yield from ("", f"{run['date']}, `{run['command']}`, at a load average of {run['load']}")
 
 
 _HEADS = """\
@@ -126,8 +127,9 @@ a round. Before anything is timed, loss and gradients are compared with the plai
 tasks; **one that differs is marked, and its time does not count**. GFLOP/s: of the three products that queries and
 prototypes come to at least. torch's expanded forms and JAX's are ‖q‖² − 2 q·c + ‖c‖²; without ‖q‖², which a softmax
 does not see, they give the same loss but no distances, and neither is exact where points nearly coincide. innerloop
-sums differences: exact, at twice the operations in the forward pass. easyfsl ships the distance itself: here it is
-squared. learn2learn and torchmeta make the [T, Q, N, D] tensor; easyfsl and learn2learn take one task at a time."""
+takes the expanded form too, and sums differences where it would lose digits. easyfsl ships the distance itself: here
+it is squared. learn2learn and torchmeta make the [T, Q, N, D] tensor; easyfsl and learn2learn take one task at a
+time."""
 
 
 def measured_heads(results: dict[str, Any]) -> Iterator[tuple[HeadWorkload, dict[str, Any]]]:
@@ -135,6 +137,17 @@ def measured_heads(results: dict[str, Any]) -> Iterator[tuple[HeadWorkload, dict
         if name in results["races"]:
             run, checks = results["races"][name], results["checks"].get(name, {})
             yield workload, {**run, "rows": {key: {**checks.get(key, {}), **row} for key, row in run["rows"].items()}}
+
+
+def heads_lost(results: dict[str, Any]) -> Iterator[str]:
+    found = False
+    for workload, run in measured_heads(results):
+        for rival, row in run["rows"].items():
+            if counts(row) and "ratio" in row and row["ratio"]["median"] <= 1:
+                found = True
+                yield f"- {workload.title}: {ALL_RIVALS[rival].title}, ×{row['ratio']['median']:.2f}"
+    if not found:
+        yield "In no row below."
 
 
 def head_row(rival: str, row: dict[str, Any], flops: int) -> list[str]:
