@@ -232,11 +232,11 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         ),
         "squared_distances": (random(T, Q, D), random(T, N, D)),
         "squared_distances_backward": (random(T, Q, N), random(T, Q, D), random(T, N, D)),
-        "inner_products": (random(T, Q, D), random(T, N, D)),
+        "inner_products": (random(T, Q, D), random(T, N, D), True),
         "gram_matrix": (random(T, S, D),),
         "combine_rows": (random(T, Q, N), random(T, N, D)),
         "solve_positive_definite": (gram.clone().requires_grad_(), random(T, S, N)),
-        "svm_solve": (gram.clone().requires_grad_(), labels, 3, 0.1, 50, 1e-10),
+        "svm_weights": (random(T, S, D), labels, 3, 0.1, 50, 1e-10, 0.0),
         "svm_kkt_solve": (
             random(T, S, 3).detach(),
             gram,

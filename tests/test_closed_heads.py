@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cvxpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -236,7 +239,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "coefficients has size 4 in dimension 2, expected 5",
     ),
     "raw: rows of another dtype": (
-        lambda: torch.ops.innerloop.inner_products(embeddings(2, 3, 4), torch.ones(2, 5, 4)),
+        lambda: torch.ops.innerloop.inner_products(embeddings(2, 3, 4), torch.ones(2, 5, 4), True),
         RuntimeError,
         "b must have the other arguments' dtype",
     ),
@@ -280,3 +283,104 @@ def test_ridge_of_any_shape(
     torch.testing.assert_close(
         torch.autograd.grad(scalar(case.op)(*a), a), torch.autograd.grad(scalar(case.twin)(*b), b)
     )
+
+
+# --- other solvers on the same problem ------------------------------------------------------------------------------
+
+
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    """20 samples of 4 classes in 6 dimensions, not separable; and 7 queries."""
+    labels = torch.arange(20) % 4
+    return embeddings(20, 6) + 0.7 * embeddings(4, 6, seed=1)[labels], labels, embeddings(7, 6, seed=2)
+
+
+@pytest.mark.parametrize("C", [0.01, 0.1, 1.0])
+def test_svm_is_that_of_scikit_learn(C: float) -> None:
+    x, labels, queries = problem()
+    machine = LinearSVC(multi_class="crammer_singer", C=C, fit_intercept=False, tol=1e-10, max_iter=10**6)
+    machine.fit(x.numpy(), labels.numpy())
+    scores = ops.svm_head(x[None], labels[None], queries[None], 4, C=C)[0]
+    torch.testing.assert_close(
+        scores, torch.from_numpy(machine.decision_function(queries.numpy())), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("C", [0.01, 0.1, 1.0])
+def test_svm_is_that_of_cvxpy(C: float) -> None:
+    x, labels, queries = problem()
+    target = reference.one_hot(labels, 4, x.dtype).numpy()
+    weights, slack = cvxpy.Variable((4, 6)), cvxpy.Variable((20, 1))
+    scores = x.numpy() @ weights.T
+    own = cvxpy.sum(cvxpy.multiply(scores, target), axis=1, keepdims=True)
+    margins = [own - scores[:, k : k + 1] >= 1 - target[:, k : k + 1] - slack for k in range(4)]
+    program = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(weights) / 2 + C * cvxpy.sum(slack)), margins)
+    program.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    solution = ops.svm_solve(x[None], labels[None], 4, C=C)
+    primal, dual = reference.svm_objectives(reference.svm_gram(x[None]), labels[None], solution.dual, C)
+    assert primal.item() == pytest.approx(program.value, rel=1e-8)
+    assert dual.item() == pytest.approx(program.value, rel=1e-8)
+    torch.testing.assert_close(solution.weights[0], torch.from_numpy(weights.value), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [4, 20], ids=["dual", "primal"])
+@pytest.mark.parametrize("rate", [1e-3, 1.0, 50.0])
+def test_ridge_is_that_of_scikit_learn_and_cvxpy(samples: int, rate: float) -> None:
+    x, labels, queries = problem()
+    x, labels = x[:samples], labels[:samples]
+    targets = reference.one_hot(labels, 4, x.dtype).numpy()
+    scores = ops.ridge_head(x[None], labels[None], queries[None], 4, regularization=rate)[0]
+    fitted = Ridge(alpha=rate, fit_intercept=False, solver="cholesky").fit(x.numpy(), targets)
+    torch.testing.assert_close(scores, torch.from_numpy(fitted.predict(queries.numpy())), rtol=1e-9, atol=1e-10)
+    weights = cvxpy.Variable((6, 4))
+    loss = cvxpy.sum_squares(x.numpy() @ weights - targets) + rate * cvxpy.sum_squares(weights)
+    cvxpy.Problem(cvxpy.Minimize(loss)).solve(
+        solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11
+    )
+    torch.testing.assert_close(scores, queries @ torch.from_numpy(weights.value), rtol=1e-4, atol=1e-5)
+
+
+# --- degenerate problems --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("C", [0.1, 10.0])
+def test_the_gradient_of_duplicate_samples_is_that_of_moving_them_together(C: float) -> None:
+    """α of duplicates is not unique; scores are, and so is their change when the duplicates move as one."""
+    x, labels, queries = problem()
+    x, labels = x[:12], labels[:12]
+
+    def scores(x: Tensor) -> Tensor:
+        both = torch.cat([x, x])[None]
+        return ops.svm_head(both, torch.cat([labels, labels])[None], queries[None], 4, C=C, tolerance=1e-13)
+
+    twice = ops.svm_head(x[None], labels[None], queries[None], 4, C=2 * C, tolerance=1e-13)
+    torch.testing.assert_close(scores(x), twice, rtol=1e-7, atol=1e-7)
+    moved = x.requires_grad_()
+    gradients = [
+        torch.autograd.grad(out.sin().sum(), moved)[0]
+        for out in (scores(moved), ops.svm_head(moved[None], labels[None], queries[None], 4, C=2 * C, tolerance=1e-13))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_identical_embeddings_have_a_finite_gradient(shots: int) -> None:
+    """An untrained or collapsed encoder: a Gram matrix of rank one, or zero, and every margin a tie."""
+    labels = torch.arange(5 * shots)[None] % 5
+    for x in (torch.ones(1, 5 * shots, 8), torch.zeros(1, 5 * shots, 8)):
+        for head in (ops.svm_head, ops.ridge_head):
+            leaf = x.clone().requires_grad_()
+            scores = head(leaf, labels, torch.ones(1, 3, 8), 5)
+            torch.testing.assert_close(scores.detach(), scores.detach().mean(2, keepdim=True).expand_as(scores))
+            (gradient,) = torch.autograd.grad(scores.square().sum() + scores[..., 0].sum(), leaf)
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e-2, 1e-4])
+def test_float32_scores_of_duplicates_with_other_labels(rate: float) -> None:
+    """The worst conditioning there is: coefficients of size 1/λ that cancel."""
+    x = embeddings(1, 6, 40, dtype=torch.float32)
+    x = torch.cat([x, x], 1)
+    labels, queries = torch.arange(12)[None] % 5, embeddings(1, 9, 40, seed=1, dtype=torch.float32)
+    actual = ops.ridge_head(x, labels, queries, 5, regularization=rate)
+    expected = reference.ridge_head(x.double(), labels, queries.double(), 5, rate)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)

@@ -1,158 +1,223 @@
 #include "kernels/row_products.h"
 
 #include <algorithm>
+#include <array>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "kernels/simd.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
 
-constexpr int L = lanes<double>;
-using Sum = Vector<double>;
+// Throughout, A is the type of sums and T that of rows.
 
-template <class T>
-Sum load_doubles(const T* from) {
-  typedef T Part __attribute__((vector_size(L * sizeof(T))));
-  Part part;
-  std::memcpy(&part, from, sizeof(part));
-  return __builtin_convertvector(part, Sum);
+template <class A, class T>
+Vector<A> load_as(const T* from) {
+  typedef T Elements __attribute__((vector_size(lanes<A> * sizeof(T))));
+  Elements elements;
+  std::memcpy(&elements, from, sizeof(elements));
+  return __builtin_convertvector(elements, Vector<A>);
 }
 
-template <class T>
-Sum load_doubles(const T* from, int64_t count) {
-  Sum v{};
+template <class A, class T>
+Vector<A> load_as(const T* from, int64_t count) {
+  Vector<A> v{};
   for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
 
-template <class T>
-void store_doubles(T* to, Sum v) {
-  typedef T Part __attribute__((vector_size(L * sizeof(T))));
-  const Part part = __builtin_convertvector(v, Part);
-  std::memcpy(to, &part, sizeof(part));
+template <class A, class T>
+void store_as(T* to, Vector<A> v) {
+  typedef T Elements __attribute__((vector_size(lanes<A> * sizeof(T))));
+  const Elements elements = __builtin_convertvector(v, Elements);
+  std::memcpy(to, &elements, sizeof(elements));
 }
 
-// out[i][j] += a tile of P × Q products over some of the inner dimension.
-template <class T, int P, int Q>
-[[gnu::noinline]] void product_tile(int64_t inner, const T* a, const T* b, int64_t row, double* out, int64_t out_row) {
-  Sum sums[P][Q] = {};
-  const auto step = [&](auto&& load_some, int64_t r) {
-    Sum of_b[Q];
-    INNERLOOP_UNROLL
-    for (int j = 0; j < Q; ++j) of_b[j] = load_some(b + j * row + r);
-    INNERLOOP_UNROLL
-    for (int i = 0; i < P; ++i) {
-      const Sum of_a = load_some(a + i * row + r);
-      INNERLOOP_UNROLL
-      for (int j = 0; j < Q; ++j) sums[i][j] += of_a * of_b[j];
-    }
-  };
-  int64_t r = 0;
-  for (; r + L <= inner; r += L) step([](const T* from) { return load_doubles(from); }, r);
-  if (r < inner) step([&](const T* from) { return load_doubles(from, inner - r); }, r);
-  for (int i = 0; i < P; ++i) {
-    for (int j = 0; j < Q; ++j) out[i * out_row + j] += sum<double>(sums[i][j]);
+// Rows and columns of a register tile, whose sums and a row of operands fill the registers.
+constexpr int square = vector_registers == 32 ? 5 : 3;
+// Where one side of a product has at most `few` rows, each row of the other meets one tile alone. Such a tile has so
+// many rows of the long side, or vectors of them.
+constexpr int few = 5;
+constexpr int beside_few = vector_registers == 32 ? 4 : 2;
+
+// Elements that a walk down many rows, more than a CPU follows by itself, asks memory for in advance.
+constexpr int64_t ahead = 64;
+
+template <class T>
+struct Part {
+  const T* data;
+  int64_t row;  // distance between the rows
+};
+
+// A part of the columns of some rows as sums take it: as they lie, or where they are of another type, converted once
+// for all tiles that pass over them.
+template <class A, class T>
+Part<A> part_of(const T* rows, int64_t count, int64_t columns, int64_t row, std::vector<A>& memory) {
+  if constexpr (std::is_same_v<A, T>) {
+    return {rows, row};
+  } else {
+    const int64_t padded = (columns + lanes<A> - 1) / lanes<A> * lanes<A>;
+    memory.resize(static_cast<size_t>(count * padded));
+    for (int64_t i = 0; i < count; ++i) std::copy_n(rows + i * row, columns, memory.data() + i * padded);
+    return {memory.data(), padded};
   }
 }
 
-// Elements of every row that stay in the nearest caches while all tiles pass over them.
-constexpr int64_t inner_chunk = 512;
+// out[i][j] += a tile of R × C products over some of the inner dimension.
+template <class A, class T, int R, int C>
+[[gnu::noinline]] void product_tile(int64_t inner, Part<T> a, Part<A> b, A* out, int64_t out_row) {
+  Vector<A> sums[R][C] = {};
+  const auto step = [&](int64_t r, auto... count) {
+    Vector<A> of_b[C];
+    INNERLOOP_UNROLL
+    for (int j = 0; j < C; ++j) of_b[j] = load_as<A>(b.data + j * b.row + r, count...);
+    INNERLOOP_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const Vector<A> of_a = load_as<A>(a.data + i * a.row + r, count...);
+      INNERLOOP_UNROLL
+      for (int j = 0; j < C; ++j) sums[i][j] += of_a * of_b[j];
+    }
+  };
+  int64_t r = 0;
+  for (; r + lanes<A> <= inner; r += lanes<A>) step(r);
+  if (r < inner) step(r, inner - r);
+  for (int i = 0; i < R; ++i) {
+    for (int j = 0; j < C; ++j) out[i * out_row + j] += sum<A>(sums[i][j]);
+  }
+}
 
-template <class T>
-void products(const T* a, const T* b, int64_t a_rows, int64_t b_rows, int64_t inner, double* out, int64_t out_row) {
-  constexpr int P = vector_registers == 32 ? 5 : 3;  // P² sums and a row of b in registers
-  for (int64_t i = 0; i < a_rows; ++i) std::fill_n(out + i * out_row, b_rows, 0.0);
+// Of 1 … rows and 1 … C columns.
+template <class A, class T, int C, int... I>
+constexpr auto product_tiles(std::integer_sequence<int, I...>) {
+  return std::array{&product_tile<A, T, I / C + 1, I % C + 1>...};
+}
+
+// A product tile by tile of R × C.
+template <int R, int C, class A, class T>
+void add_product(Part<T> a, Part<A> b, int64_t a_rows, int64_t b_rows, int64_t inner, bool triangle, A* out,
+                 int64_t out_row) {
+  static constexpr auto tiles = product_tiles<A, T, C>(std::make_integer_sequence<int, R * C>());
+  for (int64_t i = 0; i < a_rows; i += R) {
+    const int64_t down = std::min<int64_t>(R, a_rows - i);
+    const int64_t columns = triangle ? b_rows - a_rows + i + down : b_rows;
+    for (int64_t j = 0; j < columns; j += C) {
+      const int64_t across = std::min<int64_t>(C, columns - j);
+      tiles[(down - 1) * C + across - 1](inner, {a.data + i * a.row, a.row}, {b.data + j * b.row, b.row},
+                                         out + i * out_row + j, out_row);
+    }
+  }
+}
+
+// Elements of every row that stay in the nearest caches while all tiles pass over them; also the terms of the longest
+// sum that a lane makes, which keeps that of float32 accurate.
+constexpr int64_t inner_chunk = 256;
+
+template <class A, class T>
+void products(const T* a, const T* b, int64_t a_rows, int64_t b_rows, int64_t inner, bool triangle, A* out,
+              int64_t out_row) {
+  std::vector<A> memory_of_a, memory_of_b;
+  for (int64_t i = 0; i < a_rows; ++i) std::fill_n(out + i * out_row, b_rows, A(0));
   for (int64_t r = 0; r < inner; r += inner_chunk) {
     const int64_t length = std::min(inner_chunk, inner - r);
-    for (int64_t i = 0; i < a_rows;) {
-      const int64_t down = a_rows - i >= P ? P : 1;
-      for (int64_t j = 0; j < b_rows;) {
-        const int64_t across = b_rows - j >= P ? P : 1;
-        const auto tile = down == P ? (across == P ? product_tile<T, P, P> : product_tile<T, P, 1>)
-                                    : (across == P ? product_tile<T, 1, P> : product_tile<T, 1, 1>);
-        tile(length, a + i * inner + r, b + j * inner + r, inner, out + i * out_row + j, out_row);
-        j += across;
-      }
-      i += down;
+    const Part<A> right = part_of<A>(b + r, b_rows, length, inner, memory_of_b);
+    if (b_rows <= few) {
+      add_product<beside_few, few>(Part<T>{a + r, inner}, right, a_rows, b_rows, length, triangle, out, out_row);
+    } else {
+      const Part<A> left = triangle ? Part<A>{right.data + (b_rows - a_rows) * right.row, right.row}
+                                    : part_of<A>(a + r, a_rows, length, inner, memory_of_a);
+      add_product<square, square>(left, right, a_rows, b_rows, length, triangle, out, out_row);
     }
   }
 }
 
 // A tile of R rows of the result, V vectors wide.
-template <class T, int R, int V>
-[[gnu::noinline]] void combination_tile(const double* coefficients, const T* rows, int64_t in_rows, int64_t row,
+template <int R, int V, bool prefetch, class A, class From, class T>
+[[gnu::noinline]] void combination_tile(const A* coefficients, Part<From> rows, int64_t in_rows, int64_t out_row,
                                         T* out) {
-  Sum sums[R][V] = {};
+  Vector<A> sums[R][V] = {};
   for (int64_t j = 0; j < in_rows; ++j) {
-    Sum of_row[V];
+    Vector<A> of_row[V];
     INNERLOOP_UNROLL
-    for (int v = 0; v < V; ++v) of_row[v] = load_doubles(rows + j * row + v * L);
+    for (int v = 0; v < V; ++v) of_row[v] = load_as<A>(rows.data + j * rows.row + v * lanes<A>);
+    if constexpr (prefetch) __builtin_prefetch(rows.data + j * rows.row + ahead);
     INNERLOOP_UNROLL
     for (int i = 0; i < R; ++i) {
-      const Sum coefficient = Sum{} + coefficients[i * in_rows + j];
+      const Vector<A> coefficient = Vector<A>{} + coefficients[i * in_rows + j];
       INNERLOOP_UNROLL
       for (int v = 0; v < V; ++v) sums[i][v] += coefficient * of_row[v];
     }
   }
   for (int i = 0; i < R; ++i) {
     INNERLOOP_UNROLL
-    for (int v = 0; v < V; ++v) store_doubles(out + i * row + v * L, sums[i][v]);
+    for (int v = 0; v < V; ++v) store_as<A>(out + i * out_row + v * lanes<A>, sums[i][v]);
   }
 }
 
-template <class T, int V>
-void combination_strip(const double* coefficients, const T* rows, int64_t out_rows, int64_t in_rows, int64_t row,
-                       T* out) {
-  constexpr int R = vector_registers == 32 ? 5 : 3;
-  int64_t i = 0;
-  for (; i + R <= out_rows; i += R) {
-    combination_tile<T, R, V>(coefficients + i * in_rows, rows, in_rows, row, out + i * row);
-  }
-  for (; i < out_rows; ++i) {
-    combination_tile<T, 1, V>(coefficients + i * in_rows, rows, in_rows, row, out + i * row);
-  }
-}
-
-template <class T>
-void combinations(const double* coefficients, const T* rows, int64_t out_rows, int64_t in_rows, int64_t columns,
-                  int64_t row, T* out) {
-  constexpr int V = vector_registers == 32 ? 4 : 3;
+// R rows of the result, by tiles of V vectors.
+template <int R, int V, bool prefetch, class A, class From, class T>
+void combine_part(const A* coefficients, Part<From> rows, int64_t in_rows, int64_t columns, int64_t out_row, T* out) {
+  constexpr int64_t L = lanes<A>;
   int64_t r = 0;
   for (; r + V * L <= columns; r += V * L) {
-    combination_strip<T, V>(coefficients, rows + r, out_rows, in_rows, row, out + r);
+    combination_tile<R, V, prefetch>(coefficients, Part<From>{rows.data + r, rows.row}, in_rows, out_row, out + r);
   }
   for (; r + L <= columns; r += L) {
-    combination_strip<T, 1>(coefficients, rows + r, out_rows, in_rows, row, out + r);
+    combination_tile<R, 1, prefetch>(coefficients, Part<From>{rows.data + r, rows.row}, in_rows, out_row, out + r);
   }
   for (; r < columns; ++r) {
-    for (int64_t i = 0; i < out_rows; ++i) {
-      double total = 0;
-      for (int64_t j = 0; j < in_rows; ++j) total += coefficients[i * in_rows + j] * rows[j * row + r];
-      out[i * row + r] = static_cast<T>(total);
+    for (int64_t i = 0; i < R; ++i) {
+      A total = 0;
+      for (int64_t j = 0; j < in_rows; ++j) total += coefficients[i * in_rows + j] * rows.data[j * rows.row + r];
+      out[i * out_row + r] = static_cast<T>(total);
+    }
+  }
+}
+
+// Of 1 … rows.
+template <int V, bool prefetch, class A, class From, class T, int... I>
+constexpr auto combine_parts(std::integer_sequence<int, I...>) {
+  return std::array{&combine_part<I + 1, V, prefetch, A, From, T>...};
+}
+
+template <class A, class T>
+void combinations(const A* coefficients, const T* rows, int64_t out_rows, int64_t in_rows, int64_t columns, int64_t row,
+                  T* out) {
+  if (out_rows <= few) {
+    static constexpr auto parts = combine_parts<beside_few, true, A, T, T>(std::make_integer_sequence<int, few>());
+    if (out_rows > 0) parts[out_rows - 1](coefficients, {rows, row}, in_rows, columns, row, out);
+    return;
+  }
+  constexpr int V = vector_registers == 32 ? 4 : 3;
+  static constexpr auto parts = combine_parts<V, false, A, A, T>(std::make_integer_sequence<int, square>());
+  constexpr int64_t tile = V * lanes<A>;
+  constexpr int64_t cached = 16384 / sizeof(A);  // elements that stay in the nearest cache
+  const int64_t part = std::clamp<int64_t>(cached / std::max<int64_t>(in_rows, 1) / tile, 4, 32) * tile;
+  std::vector<A> memory;
+  for (int64_t r = 0; r < columns; r += part) {
+    const int64_t length = std::min(part, columns - r);
+    const Part<A> from = part_of<A>(rows + r, in_rows, length, row, memory);
+    for (int64_t i = 0; i < out_rows; i += square) {
+      const int64_t count = std::min<int64_t>(square, out_rows - i);
+      parts[count - 1](coefficients + i * in_rows, from, in_rows, length, row, out + i * row + r);
     }
   }
 }
 
 }  // namespace
 
-void inner_products(const float* a, const float* b, int64_t a_rows, int64_t b_rows, int64_t inner, double* out,
-                    int64_t out_row) {
-  products(a, b, a_rows, b_rows, inner, out, out_row);
-}
-
-void inner_products(const double* a, const double* b, int64_t a_rows, int64_t b_rows, int64_t inner, double* out,
-                    int64_t out_row) {
-  products(a, b, a_rows, b_rows, inner, out, out_row);
-}
-
-void combine_rows(const double* coefficients, const float* rows, int64_t out_rows, int64_t in_rows, int64_t columns,
-                  int64_t row, float* out) {
-  combinations(coefficients, rows, out_rows, in_rows, columns, row, out);
-}
-
-void combine_rows(const double* coefficients, const double* rows, int64_t out_rows, int64_t in_rows, int64_t columns,
-                  int64_t row, double* out) {
-  combinations(coefficients, rows, out_rows, in_rows, columns, row, out);
-}
+#define INNERLOOP_DEFINE(A, T)                                                                                      \
+  void inner_products(const T* a, const T* b, int64_t a_rows, int64_t b_rows, int64_t inner, bool triangle, A* out, \
+                      int64_t out_row) {                                                                            \
+    products(a, b, a_rows, b_rows, inner, triangle, out, out_row);                                                  \
+  }                                                                                                                 \
+  void combine_rows(const A* coefficients, const T* rows, int64_t out_rows, int64_t in_rows, int64_t columns,       \
+                    int64_t row, T* out) {                                                                          \
+    combinations(coefficients, rows, out_rows, in_rows, columns, row, out);                                         \
+  }
+INNERLOOP_DEFINE(float, float)
+INNERLOOP_DEFINE(double, float)
+INNERLOOP_DEFINE(double, double)
 
 }  // namespace innerloop::INNERLOOP_ISA

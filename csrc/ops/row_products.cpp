@@ -1,4 +1,4 @@
-// inner_products, gram_matrix and combine_rows: products with the embeddings of each task, summed in float64.
+// inner_products, gram_matrix and combine_rows: products with the embeddings of each task.
 #include "kernels/row_products.h"
 
 #include <torch/csrc/stable/library.h>
@@ -6,14 +6,27 @@
 #include <algorithm>
 
 #include "ops/checks.h"
+#include "ops/large_output.h"
 
 namespace innerloop {
 namespace {
 
-constexpr int64_t row_block = 15;  // rows a thread takes at a time; a multiple of the kernels' tiles
+constexpr int64_t row_block = 30;  // rows a thread takes at a time; a multiple of the kernels' tiles
 
-// [T, A, B] float64 of rows a [T, A, D] and b [T, B, D].
-Tensor inner_products_cpu(Tensor a, Tensor b) {
+// Calls work(A{}, T{}) with the types of sums and of rows.
+template <class Work>
+void for_types(bool double_sums, const Tensor& rows, const Work& work) {
+  for_type(rows, [&]<class T>(T row) {
+    if (double_sums) {
+      work(double{}, row);
+    } else {
+      work(row, row);
+    }
+  });
+}
+
+// [T, A, B] of rows a [T, A, D] and b [T, B, D], in their type or in float64.
+Tensor inner_products_cpu(Tensor a, Tensor b, bool float64) {
   check_floating(a, "a");
   check_floating(b, "b");
   check_same_type(b, a, "b");
@@ -24,17 +37,18 @@ Tensor inner_products_cpu(Tensor a, Tensor b) {
   const int64_t tasks = a.size(0), a_rows = a.size(1), b_rows = b.size(1), dim = a.size(2);
   const Tensor left = torch::stable::contiguous(a);
   const Tensor right = torch::stable::contiguous(b);
-  Tensor out = torch::stable::new_empty(left, {tasks, a_rows, b_rows}, ScalarType::Double);
-  double* to = out.mutable_data_ptr<double>();
+  Tensor out =
+      torch::stable::new_empty(left, {tasks, a_rows, b_rows}, float64 ? ScalarType::Double : left.scalar_type());
   const int64_t blocks = (a_rows + row_block - 1) / row_block;
-  for_type(left, [&]<class T>(T) {
+  for_types(float64, left, [&]<class A, class T>(A, T) {
+    A* to = out.mutable_data_ptr<A>();
     const T* x = left.const_data_ptr<T>();
     const T* y = right.const_data_ptr<T>();
     torch::stable::parallel_for(0, tasks * blocks, grain(row_block * b_rows * dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t t = i / blocks, first = i % blocks * row_block, row = t * a_rows + first;
         INNERLOOP_CALL(inner_products, x + row * dim, y + t * b_rows * dim, std::min(row_block, a_rows - first), b_rows,
-                       dim, to + row * b_rows, b_rows);
+                       dim, false, to + row * b_rows, b_rows);
       }
     });
   });
@@ -57,7 +71,7 @@ Tensor gram_matrix_cpu(Tensor rows) {
         const int64_t t = i / blocks, first = i % blocks * row_block, last = std::min(first + row_block, count);
         const T* task = from + t * count * dim;
         double* matrix = to + t * count * count;
-        INNERLOOP_CALL(inner_products, task + first * dim, task, last - first, last, dim, matrix + first * count,
+        INNERLOOP_CALL(inner_products, task + first * dim, task, last - first, last, dim, true, matrix + first * count,
                        count);
       }
     });
@@ -71,11 +85,13 @@ Tensor gram_matrix_cpu(Tensor rows) {
   return out;
 }
 
-// [T, A, D]: coefficients [T, A, B] float64 times rows [T, B, D].
+// [T, A, D]: coefficients [T, A, B], float64 or of the type of the rows, times rows [T, B, D].
 Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
   check_floating(rows, "rows");
   check_floating(coefficients, "coefficients");
-  STD_TORCH_CHECK(coefficients.scalar_type() == ScalarType::Double, "coefficients must be float64");
+  const bool float64 = coefficients.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(float64 || coefficients.scalar_type() == rows.scalar_type(),
+                  "coefficients must be float64 or have the dtype of rows");
   check_dims(rows, 3, "rows");
   check_dims(coefficients, 3, "coefficients");
   check_size(coefficients, 0, rows.size(0), "coefficients");
@@ -84,10 +100,11 @@ Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
   const Tensor c = torch::stable::contiguous(coefficients);
   const Tensor x = torch::stable::contiguous(rows);
   Tensor out = torch::stable::new_empty(x, {tasks, out_rows, dim});
-  const double* coefficient = c.const_data_ptr<double>();
-  constexpr int64_t block = 512;  // columns; a multiple of the kernels' tiles
+  want_huge_pages(out, out.numel() * out.element_size());
+  constexpr int64_t block = 3072;  // columns; a multiple of the kernels' tiles
   const int64_t blocks = (dim + block - 1) / block;
-  for_type(x, [&]<class T>(T) {
+  for_types(float64, x, [&]<class A, class T>(A, T) {
+    const A* coefficient = c.const_data_ptr<A>();
     const T* from = x.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
     torch::stable::parallel_for(0, tasks * blocks, grain(block * in_rows * out_rows), [&](int64_t begin, int64_t end) {
@@ -105,7 +122,7 @@ Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
 }  // namespace innerloop
 
 STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
-  m.def("inner_products(Tensor a, Tensor b) -> Tensor");
+  m.def("inner_products(Tensor a, Tensor b, bool float64) -> Tensor");
   m.def("gram_matrix(Tensor rows) -> Tensor");
   m.def("combine_rows(Tensor coefficients, Tensor rows) -> Tensor");
 }

@@ -125,8 +125,11 @@ def svm_head(
     """Twin of :func:`innerloop.ops.svm_head`."""
     if mask is not None:
         support, labels = torch.where(mask[..., None], support, 0), torch.where(mask, labels, -1)
-    gram = support @ support.mT + diagonal * torch.eye(support.shape[1], dtype=support.dtype)
-    return queries @ support.mT @ svm_dual(gram, labels, num_classes, C)
+    return queries @ support.mT @ svm_dual(svm_gram(support, diagonal), labels, num_classes, C)
+
+
+def svm_gram(support: Tensor, diagonal: float = 0.0) -> Tensor:
+    return support @ support.mT + diagonal * torch.eye(support.shape[1], dtype=support.dtype)
 
 
 def svm_dual(gram: Tensor, labels: Tensor, num_classes: int, C: float, iterations: int = 40) -> Tensor:

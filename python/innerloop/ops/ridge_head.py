@@ -54,9 +54,9 @@ def ridge_head(
         weights = combine_rows(coefficients.mT, support)
     else:
         features = support.mT
-        products = inner_products(features, targets.mT)
+        products = inner_products(features, targets.mT, True)
         weights = solve_positive_definite(_system(features, rate), products).mT.to(support.dtype)
-    scores: Tensor = inner_products(queries, weights).to(support.dtype)
+    scores: Tensor = inner_products(queries, weights, False)
     return scores
 
 

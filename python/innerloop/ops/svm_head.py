@@ -10,8 +10,11 @@ from torch import Tensor
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops._systems import combine_rows, gram_matrix, inner_products
+from innerloop.ops._systems import combine_rows, inner_products
 from innerloop.ops.checks import check_dims, check_float, check_kernel, check_same_space, checked_labels
+
+
+Tensors = tuple[Tensor, ...]
 
 
 class SvmSolution(NamedTuple):
@@ -64,7 +67,7 @@ def svm_head(
         diagonal=diagonal,
         mask=mask,
     )
-    scores: Tensor = inner_products(queries, solution.weights).to(support.dtype)
+    scores: Tensor = inner_products(queries, solution.weights, False)
     return scores
 
 
@@ -116,39 +119,76 @@ def svm_solve(
     labels = checked_labels(labels, "labels", support, "support", "[T, S]", num_classes, mask)
     if mask is not None:
         support = torch.where(mask[:, :, None], support, 0)
-    gram = gram_matrix(support)
-    if diagonal:
-        gram = gram + diagonal * torch.eye(support.shape[1], dtype=torch.float64, device=support.device)
-    dual, _, residual, iterations = _solve(gram, labels, num_classes, C, max_iterations, tolerance)
-    return SvmSolution(combine_rows(dual.mT, support), dual, residual, iterations)
+    weights, dual, _, _, residual, iterations = _weights(
+        support, labels, num_classes, C, max_iterations, tolerance, diagonal
+    )
+    return SvmSolution(weights, dual, residual, iterations)
 
 
-def _fake(
-    gram: Tensor, labels: Tensor, num_classes: int, C: float, max_iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dual = gram.new_empty(*labels.shape, num_classes)
-    return dual, torch.empty_like(dual), gram.new_empty(len(gram)), labels.new_empty(len(gram))
+torch.library.define(
+    "innerloop::svm_weights",
+    "(Tensor support, Tensor labels, int num_classes, float C, int max_iterations, float tolerance, float diagonal) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
-def _setup(ctx: Any, arguments: Arguments, output: tuple[Tensor, ...]) -> None:
-    gram, labels = arguments[:2]
-    dual, curvature, residual, iterations = output
-    ctx.save_for_backward(gram, labels, dual, curvature)
-    ctx.save_for_forward(gram, labels, dual, curvature)
-    ctx.mark_non_differentiable(curvature, residual, iterations)
+@torch.library.impl("innerloop::svm_weights", "cpu")
+def _weights_cpu(
+    support: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    C: float,
+    max_iterations: int,
+    tolerance: float,
+    diagonal: float,
+) -> Tensors:
+    """(weights [T, N, D], α [T, S, N], the KKT system's diagonal [T, S, N], Gram matrices [T, S, S], residuals [T],
+    iterations [T])."""
+    ops = torch.ops.innerloop
+    gram = ops.gram_matrix(support)
+    gram.diagonal(dim1=1, dim2=2).add_(diagonal)
+    dual, curvature, residual, iterations = ops.svm_solve(gram, labels, num_classes, C, max_iterations, tolerance)
+    return ops.combine_rows(dual.mT, support), dual, curvature, gram, residual, iterations
+
+
+def _fake(support: Tensor, labels: Tensor, num_classes: int, *_: float) -> Tensors:
+    tasks, samples, dim = support.shape
+    dual = support.new_empty(tasks, samples, num_classes, dtype=torch.float64)
+    return (
+        support.new_empty(tasks, num_classes, dim),
+        dual,
+        torch.empty_like(dual),
+        dual.new_empty(tasks, samples, samples),
+        dual.new_empty(tasks),
+        labels.new_empty(tasks),
+    )
+
+
+def _setup(ctx: Any, arguments: Arguments, output: Tensors) -> None:
+    support, labels = arguments[:2]
+    weights, dual, curvature, gram, residual, iterations = output
+    ctx.save_for_backward(support, labels, weights, dual, curvature, gram)
+    ctx.save_for_forward(support, labels, weights, dual, curvature, gram)
+    ctx.mark_non_differentiable(curvature, gram, residual, iterations)
 
 
 # The conditions K α + z + ν = (k = y), Σₖ α = 0, s z = μ, differentiated: (K + z/s) dα + dν = −dK α, Σₖ dα = 0. That
-# map from right-hand sides to dα is symmetric, so that it is its own transpose.
-def _backward(ctx: Any, for_dual: Tensor, *_: Tensor) -> Arguments:
-    gram, labels, dual, curvature = ctx.saved_tensors
-    adjoint = _kkt_solve(for_dual, gram, curvature, labels)
-    return -(adjoint @ dual.mT), *[None] * 5
+# map from right-hand sides to dα is symmetric, so that it is its own transpose. With W = αᵀX and dK = dX Xᵀ + X dXᵀ,
+# dK α = dX Wᵀ + X (αᵀdX)ᵀ.
+def _backward(ctx: Any, for_weights: Tensor, for_dual: Tensor, *_: Tensor) -> Arguments:
+    support, labels, weights, dual, curvature, gram = ctx.saved_tensors
+    adjoint = _kkt_solve(for_dual + inner_products(support, for_weights, True), gram, curvature, labels)
+    along_dual = for_weights - combine_rows(adjoint.mT, support)
+    coefficients = torch.cat([dual, -adjoint], 2).to(support.dtype)
+    return combine_rows(coefficients, torch.cat([along_dual, weights], 1)), *[None] * 6
 
 
-def _jvp(ctx: Any, along_gram: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    gram, labels, dual, curvature = ctx.saved_tensors
-    return _kkt_solve(-(along_gram @ dual), gram, curvature, labels), None, None, None
+def _jvp(ctx: Any, along: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    support, labels, weights, dual, curvature, gram = ctx.saved_tensors
+    held = combine_rows(dual.mT, along)
+    right = inner_products(along, weights, True) + inner_products(support, held, True)
+    along_dual = _kkt_solve(-right, gram, curvature, labels)
+    return held + combine_rows(along_dual.mT, support), along_dual, None, None, None, None
 
 
 def _kkt_fake(right: Tensor, gram: Tensor, curvature: Tensor, labels: Tensor) -> Tensor:
@@ -162,11 +202,14 @@ def _refuse(*_: Any) -> NoReturn:
     )
 
 
-def _twin(gram: Tensor, labels: Tensor, num_classes: int, C: float, *_: float) -> tuple[Tensor, None, None, None]:
-    return reference.svm_dual(gram, labels, num_classes, C), None, None, None
+def _twin(
+    support: Tensor, labels: Tensor, num_classes: int, C: float, _: int, __: float, diagonal: float
+) -> tuple[Tensor | None, ...]:
+    dual = reference.svm_dual(reference.svm_gram(support.double(), diagonal), labels, num_classes, C)
+    return dual.mT.to(support.dtype) @ support, dual, None, None, None, None
 
 
 _kkt_solve = differentiable(
     "svm_kkt_solve", fake=_kkt_fake, setup_context=lambda *_: None, backward=_refuse, jvp=_refuse
 )
-_solve = differentiable("svm_solve", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, twin=_twin)
+_weights = differentiable("svm_weights", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, twin=_twin)
