@@ -22,7 +22,7 @@ class HeadWorkload:
     """
 
     name: str
-    kind: Literal["prototypes"]
+    kind: Literal["prototypes", "svm"]
     tasks: int
     ways: int
     shots: int
@@ -38,8 +38,13 @@ class HeadWorkload:
 
     @property
     def flops(self) -> int:
-        """Of the three products of queries and prototypes: the distances, and a gradient for each."""
-        return 3 * 2 * self.tasks * self.ways * self.queries * self.ways * self.dim
+        """Of the three products of queries and prototypes (weights of the SVM): the scores, and a gradient for each. Of
+        the SVM also the Gram matrix, and five products of support set and classes."""
+        products = 3 * self.ways * self.queries * self.ways
+        if self.kind == "svm":
+            support = self.ways * self.shots
+            products += support * (support + 1) // 2 + 5 * support * self.ways
+        return 2 * self.tasks * products * self.dim
 
 
 HEAD_WORKLOADS = {
@@ -48,6 +53,7 @@ HEAD_WORKLOADS = {
         HeadWorkload("prototypes-20way", "prototypes", 64, 20, 5, 15, 64),
         HeadWorkload("prototypes-60way", "prototypes", 1, 60, 5, 15, 1600),
         HeadWorkload("prototypes-5way", "prototypes", 64, 5, 5, 15, 1600),
+        HeadWorkload("svm-5way", "svm", 8, 5, 5, 15, 16000),
     ]
 }
 

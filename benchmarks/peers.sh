@@ -2,7 +2,7 @@
 # Installs the libraries that the benchmarks compare with, each into a folder of its own beside the project's torch.
 #
 #   benchmarks/peers.sh            all of them
-#   benchmarks/peers.sh NAME...    some: learn2learn higher torchopt torchmeta parallel-metalearn easyfsl jax
+#   benchmarks/peers.sh NAME...    some: learn2learn higher torchopt torchmeta parallel-metalearn easyfsl qpth jax
 #
 # `pip install --no-deps --target .cache/peers/NAME` keeps the project's environment as it is; a benchmark puts the
 # folder on sys.path of the process that runs this peer. So every peer runs on the same torch and numpy.
@@ -55,9 +55,12 @@ install_parallel-metalearn() { install parallel-metalearn parallel-metalearn==0.
 # Its umbrella modules import pandas and torchvision: rivals/importing.py goes round them.
 install_easyfsl() { install easyfsl easyfsl==1.5.0; }
 
+# An sdist. Its other solver imports cvxpy only when it is called.
+install_qpth() { install qpth qpth==0.0.18; }
+
 install_jax() { install jax jax==0.10.2 jaxlib==0.10.2 ml_dtypes==0.5.3 opt_einsum==3.4.0; }
 
-[ $# -gt 0 ] || set -- learn2learn higher torchopt torchmeta parallel-metalearn easyfsl jax
+[ $# -gt 0 ] || set -- learn2learn higher torchopt torchmeta parallel-metalearn easyfsl qpth jax
 for peer; do
   if [ -f "$peers/$peer/.installed" ]; then continue; fi
   echo "Installing $peer" >&2

@@ -15,6 +15,6 @@ python -m pip install --quiet --disable-pip-version-check --no-build-isolation -
 
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)"
 export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
-[ $# -gt 0 ] || set -- tests/test_ops.py
+[ $# -gt 0 ] || set -- tests/test_ops.py tests/test_closed_heads.py
 # The sanitizers write to the process, which they end: pytest must not hold that back.
 exec "$place/venv/bin/python" -m pytest -q --capture=sys "$@"

@@ -307,7 +307,7 @@ def test_svm_is_that_of_scikit_learn(C: float) -> None:
 
 @pytest.mark.parametrize("C", [0.01, 0.1, 1.0])
 def test_svm_is_that_of_cvxpy(C: float) -> None:
-    x, labels, queries = problem()
+    x, labels, _ = problem()
     target = reference.one_hot(labels, 4, x.dtype).numpy()
     weights, slack = cvxpy.Variable((4, 6)), cvxpy.Variable((20, 1))
     scores = x.numpy() @ weights.T
@@ -375,7 +375,7 @@ def test_identical_embeddings_have_a_finite_gradient(shots: int) -> None:
             assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("rate", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("rate", [1.0, 1e-2, 1e-4, 1e-6])
 def test_float32_scores_of_duplicates_with_other_labels(rate: float) -> None:
     """The worst conditioning there is: coefficients of size 1/λ that cancel."""
     x = embeddings(1, 6, 40, dtype=torch.float32)
@@ -383,4 +383,4 @@ def test_float32_scores_of_duplicates_with_other_labels(rate: float) -> None:
     labels, queries = torch.arange(12)[None] % 5, embeddings(1, 9, 40, seed=1, dtype=torch.float32)
     actual = ops.ridge_head(x, labels, queries, 5, regularization=rate)
     expected = reference.ridge_head(x.double(), labels, queries.double(), 5, rate)
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
+    assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()

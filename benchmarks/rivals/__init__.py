@@ -82,6 +82,9 @@ HEADS = {
     "prototypes-torchmeta": Rival("torchmeta", "prototypes_torchmeta", "torchmeta", "torchmeta"),
     "prototypes-jax": Rival("JAX jit", "prototypes_jax", "jax", "jax", {"query_norms": True}),
     "prototypes-jax-no-norms": Rival("JAX jit, without ‖q‖²", "prototypes_jax", "jax", "jax", {"query_norms": False}),
+    "svm-innerloop": Rival("innerloop", "svm_innerloop", "innerloop", options={"native": True}),
+    "svm-reference": Rival("torch, dense interior point", "svm_innerloop", options={"native": False}),
+    "svm-qpth": Rival("qpth, the authors' form", "svm_qpth", "qpth", "qpth"),
 }
 
 ALL_RIVALS = {**RIVALS, **HEADS}

@@ -30,7 +30,12 @@ inline double dot(const double* a, const double* b, int64_t count) {
 // The samples of a task that are there, with everything that is [samples, classes] outside held class by class.
 class Task {
  public:
-  explicit Task(const SvmProblem& problem) : problem_(problem), classes(problem.classes) {
+  const int64_t classes;
+  int64_t samples;
+  Doubles gram;
+  std::vector<int64_t> labels;
+
+  explicit Task(const SvmProblem& problem) : classes(problem.classes), problem_(problem) {
     for (int64_t s = 0; s < problem.samples; ++s) {
       if (problem.labels[s] >= 0) rows_.push_back(s);
     }
@@ -71,16 +76,9 @@ class Task {
     return largest;
   }
 
-  int64_t samples;
-  Doubles gram;
-  std::vector<int64_t> labels;
-
  private:
   const SvmProblem& problem_;
   std::vector<int64_t> rows_;
-
- public:
-  const int64_t classes;
 };
 
 // The system (K + diag D[k] + ρ) x[k] + ν = b[k] for every class k, Σₖ x[k] = e, which the classes share through ν
@@ -157,14 +155,16 @@ class KktSystem {
 // iterate is feasible: s > 0, Σₖ a = 0, and the multipliers z > 0 of the bounds.
 class InteriorPoint {
  public:
+  Doubles a, s, z;
+
   explicit InteriorPoint(const Task& task)
-      : task_(task),
+      : a(task.samples * task.classes),
+        s(a.size()),
+        z(a.size()),
+        task_(task),
         n_(task.samples),
         size_(n_ * task.classes),
         system_(task),
-        a(size_),
-        s(size_),
-        z(size_),
         nu_(n_),
         gradient_(size_),
         curvature_(size_),
@@ -289,11 +289,6 @@ class InteriorPoint {
   const Task& task_;
   const int64_t n_, size_;
   KktSystem system_;
-
- public:
-  Doubles a, s, z;
-
- private:
   Doubles nu_, gradient_, curvature_, step_, step_z_, step_nu_, largest_;
 };
 

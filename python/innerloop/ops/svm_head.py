@@ -13,7 +13,6 @@ from innerloop.ops._differentiable import Arguments, differentiable
 from innerloop.ops._systems import combine_rows, inner_products
 from innerloop.ops.checks import check_dims, check_float, check_kernel, check_same_space, checked_labels
 
-
 Tensors = tuple[Tensor, ...]
 
 
@@ -148,7 +147,7 @@ def _weights_cpu(
     gram = ops.gram_matrix(support)
     gram.diagonal(dim1=1, dim2=2).add_(diagonal)
     dual, curvature, residual, iterations = ops.svm_solve(gram, labels, num_classes, C, max_iterations, tolerance)
-    return ops.combine_rows(dual.mT, support), dual, curvature, gram, residual, iterations
+    return ops.combine_rows(dual.mT.to(support.dtype), support), dual, curvature, gram, residual, iterations
 
 
 def _fake(support: Tensor, labels: Tensor, num_classes: int, *_: float) -> Tensors:
@@ -177,9 +176,10 @@ def _setup(ctx: Any, arguments: Arguments, output: Tensors) -> None:
 # dK α = dX Wᵀ + X (αᵀdX)ᵀ.
 def _backward(ctx: Any, for_weights: Tensor, for_dual: Tensor, *_: Tensor) -> Arguments:
     support, labels, weights, dual, curvature, gram = ctx.saved_tensors
-    adjoint = _kkt_solve(for_dual + inner_products(support, for_weights, True), gram, curvature, labels)
+    right = for_dual + inner_products(support, for_weights, True)
+    adjoint = _kkt_solve(right, gram, curvature, labels).to(support.dtype)
     along_dual = for_weights - combine_rows(adjoint.mT, support)
-    coefficients = torch.cat([dual, -adjoint], 2).to(support.dtype)
+    coefficients = torch.cat([dual.to(support.dtype), -adjoint], 2)
     return combine_rows(coefficients, torch.cat([along_dual, weights], 1)), *[None] * 6
 
 
