@@ -129,7 +129,10 @@ prototypes come to at least. torch's expanded forms and JAX's are ‖q‖² − 
 does not see, they give the same loss but no distances, and neither is exact where points nearly coincide. innerloop
 takes the expanded form too, and sums differences where it would lose digits. easyfsl ships the distance itself: here
 it is squared. learn2learn and torchmeta make the [T, Q, N, D] tensor; easyfsl and learn2learn take one task at a
-time."""
+time.
+
+The last table is of MetaOptNet's SVM head ([closed-form-heads.md](closed-form-heads.md)) in the place of the distances,
+compared with a dense interior-point method in plain torch; its GFLOP/s are of the products with the embeddings."""
 
 
 def measured_heads(results: dict[str, Any]) -> Iterator[tuple[HeadWorkload, dict[str, Any]]]:
