@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+import innerloop._library  # noqa: F401 (defines the ops)
+
 
 def describe() -> dict[str, Any]:
     return {
         "processor": _processor(),
+        "instruction_set": torch.ops.innerloop.instruction_set(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -27,6 +30,12 @@ def describe() -> dict[str, Any]:
         **_peak(),
         "sgemm_gflops": _sgemm_gflops(),
     }
+
+
+def instruction_set() -> str:
+    """Short for the one that the kernels run with: "avx512", "avx2", "baseline"."""
+    name: str = torch.ops.innerloop.instruction_set()
+    return name.partition("(")[2].rstrip(")").replace("-", "").lower() or name
 
 
 def _processor() -> str:

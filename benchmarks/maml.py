@@ -1,8 +1,8 @@
 """Measures the exact MAML step of innerloop beside everything else that computes it.
 
     benchmarks/peers.sh                                   installs the peers, once
-    .venv/bin/python benchmarks/maml.py                   everything, into benchmarks/results/maml.json
-    .venv/bin/python benchmarks/report.py                 docs/benchmarks.md from it
+    .venv/bin/python benchmarks/maml.py                   everything, into benchmarks/results/
+    .venv/bin/python benchmarks/report.py                 the pages of docs/ from it
 
 First every rival's gradient is compared, in float64, with innerloop's torch engine; one that differs is marked and its
 time does not count. Then all of them, each a process of its own, take turns at a workload, float32: one sample each in
@@ -127,7 +127,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )
     arguments = parser.parse_args(words)
     if arguments.output is None and not arguments.quick:
-        arguments.output = HERE / "results" / "maml.json"
+        arguments.output = HERE / "results" / f"maml-{machine.instruction_set()}.json"
     return arguments
 
 

@@ -163,7 +163,8 @@ class Contestant:
     def start(self) -> None:
         first = self.worker.ask("first")
         self.first_seconds, self.megabytes = first["wall"], first["megabytes"]
-        self.steps = max(1, math.ceil(0.05 / self.worker.ask("steps 1")["wall"]))
+        if self.first_seconds < 1:  # else one step is long enough, and another would be lost
+            self.steps = max(1, math.ceil(0.05 / self.worker.ask("steps 1")["wall"]))
 
     def wants_more(self, effort: Effort) -> bool:
         return not self.failure and (self.spent < effort.seconds or len(self.samples) < effort.least)

@@ -1,11 +1,12 @@
-"""Writes docs/benchmarks.md and docs/heads.md from maml.json and heads.json in benchmarks/results; --readme prints the
-README's table instead."""
+"""Writes the pages of docs/ from benchmarks/results/: docs/heads.md, and of the MAML step a page for each machine;
+--readme prints the README's table instead."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,23 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 
+
+@dataclass(frozen=True)
+class Page:
+    """What was measured on one machine: a file of results/, and the page of docs/ made from it."""
+
+    results: str
+    document: str
+    machine: str
+
+    def read(self) -> dict[str, Any]:
+        return json.loads((RESULTS / self.results).read_text())
+
+
+PAGES = [
+    Page("maml-avx512.json", "benchmarks.md", "a Zen 4 EPYC with AVX-512"),
+]
+
 OP = "innerloop-op"
 #: Rivals that are no other library: they are shown, but are not "the best of the others".
 OURSELVES = (OURS, OP, "innerloop-torch")
@@ -26,22 +44,25 @@ Rows = dict[str, dict[str, Any]]
 
 
 def main() -> None:
-    results = json.loads((RESULTS / "maml.json").read_text())
     if sys.argv[1:] == ["--readme"]:
-        print("\n".join(readme_table(results)))
-    else:
-        heads = json.loads((RESULTS / "heads.json").read_text())
-        (DOCS / "benchmarks.md").write_text("\n".join(document(results)) + "\n")
-        (DOCS / "heads.md").write_text("\n".join(heads_document(heads)) + "\n")
+        print("\n".join(readme_table(PAGES[0].read())))
+        return
+    for page in PAGES:
+        (DOCS / page.document).write_text("\n".join(document(page, page.read())) + "\n")
+    heads = json.loads((RESULTS / "heads.json").read_text())
+    (DOCS / "heads.md").write_text("\n".join(heads_document(heads)) + "\n")
 
 
-def document(results: dict[str, Any]) -> Iterator[str]:
-    machine = results["machine"]
-    yield "# Benchmarks: the MAML step"
+def document(page: Page, results: dict[str, Any]) -> Iterator[str]:
+    yield f"# Benchmarks: the MAML step on {page.machine}"
     yield ""
-    yield "<!-- Written by benchmarks/report.py from benchmarks/results/maml.json: change those, not this. -->"
+    yield f"<!-- Written by benchmarks/report.py from benchmarks/results/{page.results}: change those, not this. -->"
     yield ""
-    yield from _INTRODUCTION.format(**machine).splitlines()
+    yield from _INTRODUCTION.format(**results["machine"]).splitlines()
+    yield ""
+    yield from (
+        f"The same on {other.machine}: [{other.document}]({other.document})." for other in PAGES if other != page
+    )
     yield from section("Against everything else", overview(results), _OVERVIEW)
     yield from section("Where innerloop is not ahead", losses(results))
     yield from section("Every rival", every_rival(results), _EVERY_RIVAL)
@@ -51,10 +72,13 @@ def document(results: dict[str, Any]) -> Iterator[str]:
 
 
 def section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
+    lines = list(body)
+    if not lines:
+        lines, text = ["Not measured on this machine."], ""
     yield from ("", f"## {title}", "")
     if text:
         yield from (*text.splitlines(), "")
-    yield from body
+    yield from lines
 
 
 _INTRODUCTION = """\
@@ -64,7 +88,7 @@ compute it. To repeat it:
     ./dev setup && benchmarks/peers.sh
     .venv/bin/python benchmarks/maml.py && .venv/bin/python benchmarks/report.py
 
-Machine: {cores} cores of an {processor}; one core reaches {fma_gflops:.0f} GFLOP/s in fused multiply-adds, \
+Machine: {cores} cores of an {processor}, {instruction_set}; one core reaches {fma_gflops:.0f} GFLOP/s in fused multiply-adds, \
 {sgemm_gflops:.0f} in torch.mm at 1024³,
 and copies at {copy_gigabytes:.0f} GB/s. Python {python}, torch {torch}, innerloop {innerloop}.
 
@@ -163,6 +187,10 @@ def head_row(rival: str, row: dict[str, Any], flops: int) -> list[str]:
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    """Nothing where there are no rows."""
+    rows = list(rows)
+    if not rows:
+        return
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:

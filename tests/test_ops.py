@@ -323,6 +323,14 @@ def test_every_instruction_set_of_this_cpu(isa: str) -> None:
     assert done.stdout.strip() == ISAS[isa]
 
 
+def test_an_unknown_instruction_set_is_refused() -> None:
+    program = [sys.executable, "-c", "import innerloop.ops"]
+    done = subprocess.run(program, env={**os.environ, "INNERLOOP_ISA": "avx2"}, capture_output=True, text=True)
+    assert (
+        "ImportError: the environment variable INNERLOOP_ISA is 'avx2', expected one of baseline, v3, v4" in done.stderr
+    )
+
+
 # --- derivatives ----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 
@@ -26,6 +27,15 @@ def _load(name: str, path: str | None) -> None:
         problem = f"does not load ({error})"
         raise ImportError(_HELP.format(name=name, problem=problem, torch=torch.__version__)) from error
 
+
+def _check_instruction_set(wish: str | None) -> None:
+    known = ("baseline", "v3", "v4")
+    if wish is not None and wish not in known:
+        raise ImportError(f"the environment variable INNERLOOP_ISA is {wish!r}, expected one of {', '.join(known)}")
+
+
+# The library reads it while it is loaded.
+_check_instruction_set(os.environ.get("INNERLOOP_ISA"))
 
 CPU_LIBRARY = _path("_C_cpu")
 CUDA_LIBRARY = _path("_C_cuda")  # None where the package was built without nvcc
