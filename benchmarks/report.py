@@ -88,9 +88,10 @@ compute it. To repeat it:
     ./dev setup && benchmarks/peers.sh
     .venv/bin/python benchmarks/maml.py && .venv/bin/python benchmarks/report.py
 
-Machine: {cores} cores of an {processor}, {instruction_set}; one core reaches {fma_gflops:.0f} GFLOP/s in fused multiply-adds, \
-{sgemm_gflops:.0f} in torch.mm at 1024³,
-and copies at {copy_gigabytes:.0f} GB/s. Python {python}, torch {torch}, innerloop {innerloop}.
+Machine: {cores} cores of an {processor}, {instruction_set}; one core reaches {fma_gflops:.0f} GFLOP/s in fused \
+multiply-adds,
+{sgemm_gflops:.0f} in torch.mm at 1024³, and copies at {copy_gigabytes:.0f} GB/s.
+Python {python}, torch {torch}, innerloop {innerloop}.
 
 float32, one thread, CPU time, medians; the rivals take turns, and ratios are taken within a round. Before anything is
 timed, every rival's gradient is compared with the torch engine's in float64 on two of the tasks; **one that differs is

@@ -13,7 +13,8 @@ import innerloop
 from innerloop.registry import PluginError, Registry, UnknownNameError, algorithms
 
 BUILT_INS = {
-    "anil", "baseline", "baseline_pp", "finetune", "maml", "matching_net", "protonet", "relation_net", "simpleshot",
+    "anil", "baseline", "baseline_pp", "boil", "finetune", "fomaml", "maml", "matching_net", "meta_sgd", "proto_maml",
+    "protonet", "relation_net", "reptile", "simpleshot",
 }  # fmt: skip
 
 GOOD = """
@@ -82,7 +83,7 @@ def test_a_class_passes_through() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mamll", r"no algorithm is called 'mamll'\. Did you mean 'maml'.*There are: anil, baseline"),
+        ("mamll", r"no algorithm is called 'mamll'\. Did you mean 'maml'.*There are: anil, b"),
         ("zzz", r"no algorithm is called 'zzz'\. There are: anil"),
         ("nowhere:maml", r"no algorithm is called 'nowhere:maml'.*innerloop:maml"),
     ],

@@ -73,19 +73,49 @@ def meta_result(
     return _by_torch(model, _own(model, parameters), tasks, inner)
 
 
-def adapt(model: nn.Module, x: Tensor, y: Tensor, inner: InnerLoop, engine: Engine = "auto") -> dict[str, Tensor]:
-    """θ_K of one task with support set x [S, ...], y [S] or [S, *out], by parameter name; detached."""
+def adapt_tasks(
+    model: nn.Module,
+    tasks: TaskBatch,
+    inner: InnerLoop,
+    parameters: Mapping[str, Tensor] | None = None,
+    engine: Engine = "auto",
+) -> dict[str, Tensor]:
+    """θ_K of every task, by parameter name; detached. The arguments are those of :func:`meta_result`.
+
+    Returns: [T, *shape] for a parameter that is adapted; θ₀ as it is for the others.
+    """
+    initial = {name: parameter.detach() for name, parameter in _own(model, parameters).items()}
     if engine != "torch":
-        tasks = TaskBatch(x.detach()[None], y.detach()[None], x.detach()[None], y.detach()[None])
         with torch.no_grad():
-            call = _native_call(model, tasks, inner, None, engine, all_ways=False)
+            given = None if parameters is None else initial
+            call = _native_call(model, tasks, inner, given, engine, all_ways=False)
         if call is not None:
-            parameters, rates, buffers, _, settings = call
-            adapted = native.adapt(parameters, rates, buffers, tasks.support_x, tasks.support_y, settings)
-            names = lowered(model).names
-            own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-            return own | {name: value[0] for name, value in zip(names, adapted, strict=True) if value.numel()}
-    return torch_engine.adapt(model, dict(model.named_parameters()), x, y, inner)
+            adapted = zip(lowered(model).names, native.adapt(*call), strict=True)
+            # An adapted parameter that the Program does not use has no gradient, and stays as it is for every task.
+            unused = {
+                name: initial[name].expand(tasks.num_tasks, *parameter.shape)
+                for name, parameter in model.named_parameters()
+                if name in inner.rates
+            }
+            return initial | unused | {name: value for name, value in adapted if value.numel()}
+    return initial | torch_engine.adapt_tasks(model, initial, tasks, inner)
+
+
+def adapt(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    inner: InnerLoop,
+    engine: Engine = "auto",
+    parameters: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """θ_K of one task with support set x [S, ...], y [S] or [S, *out], by parameter name; detached.
+
+    parameters: θ₀ in place of the model's own, of the parameters' shapes.
+    """
+    x, y = x.detach()[None], y.detach()[None]
+    adapted = adapt_tasks(model, TaskBatch(x, y, x, y), inner, parameters, engine)
+    return {name: value[0] if name in inner.rates else value for name, value in adapted.items()}
 
 
 def maml_loss(

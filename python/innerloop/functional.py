@@ -19,6 +19,17 @@ _BATCH_NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _CONTAINERS = (list, tuple, dict, OrderedDict)
 
 
+def head_path(model: nn.Module) -> str:
+    """Where the last module is that has parameters of its own: the head."""
+    return [path for path, module in model.named_modules() if list(module.parameters(recurse=False))][-1]
+
+
+def head_parameters(model: nn.Module) -> list[str]:
+    """The names of the head's parameters."""
+    path = head_path(model)
+    return [f"{path}.{name}" if path else name for name, _ in model.get_submodule(path).named_parameters(recurse=False)]
+
+
 class TaskBatchNorm(nn.Module):
     """BatchNorm inside one task: its mode is given, its running statistics are never written.
 

@@ -49,20 +49,26 @@ def meta_result(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
     return Result(total.mean(), total.detach(), logits, accuracies)
 
 
-def adapt(model: nn.Module, parameters: Parameters, x: Tensor, y: Tensor, inner: InnerLoop) -> dict[str, Tensor]:
-    """θ_K of one task with support set x [S, ...], y [S] or [S, *out]; detached.
+def adapt_tasks(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inner: InnerLoop) -> dict[str, Tensor]:
+    """θ_K of every task for the parameters that are adapted, [T, *shape]; detached.
 
-    Parameters that are not adapted are returned as they came.
+    The arguments are those of :func:`meta_result`.
     """
+    per_task = per_task_parameters(model, parameters, tasks.num_tasks)
     functional = FunctionalModel(model, inner.bn)
-    functional.start_task()
-    adapted = _detach(parameters)
+    found = []
     with torch.enable_grad():
-        for step in range(inner.steps):
-            current = _independent(_detach(adapted), inner)
-            loss = _loss(functional.support(current, x), y, inner.loss, "support_y")
-            adapted = _descend(current, loss, inner, step, create_graph=False)
-    return _detach(adapted)
+        for index in range(tasks.num_tasks):
+            functional.start_task()
+            mask = None if tasks.support_mask is None else tasks.support_mask[index]
+            x, y = _valid(tasks.support_x[index], mask).detach(), _valid(tasks.support_y[index], mask).detach()
+            adapted = {name: value[index] if name in per_task else value for name, value in parameters.items()}
+            for step in range(inner.steps):
+                current = _independent(_detach(adapted), inner)
+                loss = _loss(functional.support(current, x), y, inner.loss, "support_y")
+                adapted = _descend(current, loss, inner, step, create_graph=False)
+            found.append(_detach(adapted))
+    return {name: torch.stack([adapted[name] for adapted in found]) for name in inner.rates}
 
 
 def per_task_parameters(model: nn.Module, parameters: Parameters, tasks: int) -> set[str]:

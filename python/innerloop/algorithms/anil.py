@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from innerloop.algorithms.maml import MAML
+from innerloop.functional import head_parameters
 
 
 class ANIL(MAML):
@@ -12,8 +13,5 @@ class ANIL(MAML):
     """
 
     def adapted(self) -> list[str]:
-        """The parameters of the last module that has any of its own: the head."""
-        owners = [path for path, module in self.model.named_modules() if list(module.parameters(recurse=False))]
-        head = dict(self.model.named_modules())[owners[-1]]
-        path = f"{owners[-1]}." if owners[-1] else ""
-        return [path + name for name, _ in head.named_parameters(recurse=False)]
+        """The head's."""
+        return head_parameters(self.model)

@@ -73,16 +73,20 @@ class MAML(Algorithm):
         """Names or prefixes of the parameters that the inner loop adapts; None: all."""
         return None
 
+    def learning_rates(self) -> InnerLR:
+        """α as :func:`innerloop.maml_loss` takes it."""
+        number = self._inner_lr_tensor
+        return self.inner_lr if number is None or not torch.compiler.is_compiling() else number
+
     def inner_loop(self, classification: bool) -> InnerLoop:
         """The inner loop as the options stand now."""
         # Evaluation may change inner_steps; weights for other steps say nothing then, and the last step counts.
         weights = self.step_weights
         if weights is not None and len(weights) != self.inner_steps + 1 and not torch.is_grad_enabled():
             weights = None
-        rate = self._inner_lr_tensor
         return engines.inner_loop(
             self.model,
-            inner_lr=self.inner_lr if rate is None or not torch.compiler.is_compiling() else rate,
+            inner_lr=self.learning_rates(),
             inner_steps=self.inner_steps,
             step_weights=weights,
             support_weight=self.support_weight,

@@ -72,21 +72,22 @@ def maml(
     differentiated = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
     if learn_rates:
         differentiated += [rate for rate in rates if rate.numel()]
-    outputs: list[Tensor] = []
-    loss = _Maml.apply((parameters, rates, buffers, tasks, settings, needs, learn_rates), outputs, *differentiated)
-    task_losses, logits = outputs
-    return loss, task_losses, logits
+    # For eager mode: half the overhead of the autograd that torch.library would give the op.
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        loss, task_losses, logits, *gradients = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)
+    present = [gradient for gradient in gradients if gradient.numel()]
+    return with_gradients(loss, present, differentiated), task_losses, logits
 
 
 def adapt(
-    parameters: list[Tensor], rates: list[Tensor], buffers: list[Tensor], x: Tensor, y: Tensor, settings: Settings
+    parameters: list[Tensor], rates: list[Tensor], buffers: list[Tensor], tasks: TaskBatch, settings: Settings
 ) -> list[Tensor]:
-    """θ_K of every parameter that is adapted, [T, *shape], for support sets x [T, S, ...], y; a 0-element tensor for
-    the others."""
+    """θ_K of every parameter that is adapted, [T, *shape], for the tasks' support sets; a 0-element tensor for the
+    others."""
     with torch.no_grad():
         adapted: list[Tensor] = torch.ops.innerloop.maml_adapt(
-            parameters, rates, buffers, x, y, None, settings.program, settings.bn, settings.loss,
-            settings.label_smoothing, settings.steps, settings.paths,
+            parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.support_mask, settings.program,
+            settings.bn, settings.loss, settings.label_smoothing, settings.steps, settings.paths,
         )  # fmt: skip
     return adapted
 
@@ -120,18 +121,20 @@ def _call(
     )  # fmt: skip
 
 
-class _Maml(torch.autograd.Function):
-    """The op for eager mode: half the overhead of the autograd that torch.library would give it."""
+def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """The loss, as a function of tensors that has these gradients, computed already; they cannot be differentiated
+    again: that raises."""
+    differentiable: Tensor = _WithGradients.apply([loss], gradients, *tensors)
+    return differentiable
 
+
+class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, arguments: tuple[Any, ...], outputs: list[Tensor], *differentiated: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            loss, task_losses, logits, *gradients = _call(*arguments)
-        outputs += (task_losses, logits)  # beside autograd: they have no gradient
-        ctx.gradients = [gradient for gradient in gradients if gradient.numel()]
+    def forward(ctx: Any, loss: list[Tensor], gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
         # Kept so that one written to before backward is noticed, as torch's own functions notice it.
-        ctx.save_for_backward(*differentiated)
-        return loss
+        ctx.save_for_backward(*tensors)
+        return loss[0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -159,8 +162,8 @@ def _(upstream: Tensor, gradients: list[Tensor], tensors: list[Tensor]) -> list[
 
 def _refuse(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
-        "the meta-gradient of the native engine cannot be differentiated again (a gradient penalty on the meta-loss, "
-        "or a Hessian of it): use engine='torch'"
+        "this meta-gradient was computed together with its loss and cannot be differentiated again (a gradient penalty "
+        "on the meta-loss, or a Hessian of it): where it is MAML's or a relative's, use engine='torch'"
     )
 
 
