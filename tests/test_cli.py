@@ -51,7 +51,7 @@ def test_an_algorithms_defaults_are_shown(innerloop_cli: CommandLine) -> None:
     ("arguments", "message"),
     [
         (("trian",), "Did you mean 'train'?"),
-        (("train", "mamll"), "no algorithm is called 'mamll'. Did you mean 'maml'?"),
+        (("train", "mamll"), "no algorithm is called 'mamll'. Did you mean 'maml'"),
         (("train", "maml", "--dtaa", "glyphs"), "--data"),
         (("train", "maml", "--data", "glyph"), "no data set is called 'glyph'. Did you mean 'glyphs'?"),
         (("train", "maml", "--model", "conv5"), "no model is called 'conv5'. Did you mean 'conv4'?"),
