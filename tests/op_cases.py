@@ -224,6 +224,7 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         "inner_update": ([random(T, 3), random(T)], [random(T, 3), random(T)], [random(T, 3), random()]),
         "prototypes": (random(T, S, D), labels, 3),
         "prototypes_backward": (random(T, 3, D), weights, labels),
+        "class_logsumexp": (random(T, Q, S), labels, 3),
         "prototype_logits": (random(T, S, D), labels, random(T, Q, D), 3, 0.5),
         "prototype_loss": (random(T, S, D), labels, random(T, Q, D), QUERY_LABELS.to(device), 3, 0.5),
         "prototype_logits_backward": (

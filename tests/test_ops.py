@@ -297,7 +297,10 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         distances = ops.pairwise_distance(x, y)
         (gradient,) = torch.autograd.grad(distances.sum(), y)
         (updated,) = ops.inner_update([x], [x.sin()], 0.3)
-        return distances, gradient, updated, ops.prototypes(x, labels, 20)
+        losses, logits = ops.prototype_loss(x, labels, y, labels[:, :70], 20)
+        (of_loss,) = torch.autograd.grad(losses.sum(), y)
+        attention = ops.attention_classify(y, x, labels, 20)
+        return distances, gradient, updated, losses, logits, of_loss, attention, ops.prototypes(x, labels, 20)
 
     threads = torch.get_num_threads()
     try:
@@ -670,6 +673,7 @@ RAW_ERRORS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "temperature zero": ("prototype_loss", (X, LABELS, X, LABELS, 3, 0.0), "temperature must be positive"),
     "query labels too few": ("prototype_loss", (X, LABELS, X, LABELS[:, :2], 3, 1.0), "query_labels has size 2"),
     "queries of another dimension": ("prototype_logits", (X, LABELS, Q, 3, 1.0), "queries has size 4 in dimension 2"),
+    "labels for other scores": ("class_logsumexp", (X, LABELS, 3), "labels has size 5 in dimension 1, expected 3"),
     "scale too short": (
         "prototype_logits_backward",
         (torch.ones(2, 5, 3), torch.ones(1), LABELS, X, torch.ones(2, 3, 3), torch.ones(2, 3), 1.0),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from innerloop.ops.checks import check_every_class, check_same_space, check_temperature, checked_labels
+import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop.ops._differentiable import Arguments, differentiable
+from innerloop.ops.checks import check_every_class, check_same_space, check_temperature, checked_labels, has_kernel
 from innerloop.ops.pairwise_distance import unit_vectors
 
 
@@ -47,6 +51,45 @@ def attention_classify(
     if mask is not None:
         support = torch.where(mask[..., None], support, 0)
     similarity = unit_vectors(queries)[0] @ unit_vectors(support)[0].mT / temperature  # [T, Q, S]
+    sums = _class_sums if has_kernel("class_logsumexp", queries) else _twin
+    return sums(similarity, labels, num_classes).log_softmax(2)
+
+
+def _fake(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    return scores.new_empty(*scores.shape[:2], num_classes)
+
+
+def _setup(ctx: Any, arguments: Arguments, output: Tensor) -> None:
+    scores, labels, ctx.num_classes = arguments
+    ctx.save_for_backward(scores, labels, output)
+    ctx.save_for_forward(scores, labels)
+
+
+def _shares(scores: Tensor, labels: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's share in its class's sum, [T, Q, S], and the class, of the same shape."""
+    classes = labels.clamp(min=0)[:, None].expand_as(scores)
+    below = torch.where((labels >= 0)[:, None], scores - sums.gather(2, classes), -torch.inf)
+    return below.exp(), classes
+
+
+def _backward(ctx: Any, gradient: Tensor) -> Arguments:
+    shares, classes = _shares(*ctx.saved_tensors)
+    return gradient.gather(2, classes) * shares, None, None
+
+
+def _jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    scores, labels, *_ = ctx.saved_tensors
+    sums = _class_sums(scores, labels, ctx.num_classes)
+    shares, classes = _shares(scores, labels, sums)
+    return torch.zeros_like(sums).scatter_add(2, classes, shares * tangent)
+
+
+def _twin(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     members = labels[:, None] == torch.arange(num_classes, device=labels.device)[:, None]  # [T, N, S]
-    sums = similarity[:, :, None].masked_fill(~members[:, None], -torch.inf).logsumexp(3)
-    return sums.log_softmax(2)
+    return scores[:, :, None].masked_fill(~members[:, None], -torch.inf).logsumexp(3)
+
+
+#: (scores [T, Q, S], labels [T, S], num_classes) → log Σ exp(scores) over the samples of each class, [T, Q, N].
+_class_sums = differentiable(
+    "class_logsumexp", fake=_fake, setup_context=_setup, backward=_backward, jvp=_jvp, twin=_twin
+)

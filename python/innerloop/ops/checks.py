@@ -25,9 +25,14 @@ def check_dims(tensor: Tensor, name: str, shape: str) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
 
 
-def check_kernel(op: str, tensor: Tensor, name: str) -> None:
+def has_kernel(op: str, tensor: Tensor) -> bool:
     """A CUDA tensor needs the op's CUDA kernel, which not every op and not every installation has."""
-    if tensor.device.type == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"innerloop::{op}", "CUDA"):
+    on_cuda = tensor.device.type == "cuda"
+    return not on_cuda or torch._C._dispatch_has_kernel_for_dispatch_key(f"innerloop::{op}", "CUDA")
+
+
+def check_kernel(op: str, tensor: Tensor, name: str) -> None:
+    if not has_kernel(op, tensor):
         raise ValueError(
             f"{name} is on {tensor.device}, but this installation has no CUDA kernel of {op}: move it to the CPU"
         )

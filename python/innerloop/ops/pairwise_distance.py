@@ -10,7 +10,7 @@ from torch import Tensor
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops.checks import check_kernel, check_same_space, check_temperature
+from innerloop.ops.checks import check_kernel, check_same_space, check_temperature, has_kernel
 from innerloop.registry import nearest
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine", "dot"]
@@ -43,12 +43,14 @@ def pairwise_distance(
         raise ValueError(f"metric is {metric!r}.{nearest(str(metric), list(get_args(Metric)))}")
     if metric == "dot":
         return queries @ prototypes.mT / -temperature
-    check_kernel("squared_distances", queries, "queries")
     if metric == "cosine":
-        # Half the squared distance of the unit vectors, which is exact where 1 − q·p is lost in rounding
         queries, no_query = unit_vectors(queries)
         prototypes, no_prototype = unit_vectors(prototypes)
+        if not has_kernel("squared_distances", queries):
+            return (1 - queries @ prototypes.mT) / temperature
+        # Half the squared distance of the unit vectors, which is exact where 1 − q·p is lost in rounding
         return (squared_distances(queries, prototypes) + (no_query + no_prototype.mT)) / (2 * temperature)
+    check_kernel("squared_distances", queries, "queries")
     distances: Tensor = squared_distances(queries, prototypes)
     if metric == "euclidean":
         same = distances == 0
