@@ -157,6 +157,24 @@ def test_masked_samples_count_nowhere() -> None:
         assert (gradient[MASK] != 0).any()
 
 
+def test_the_number_of_threads_changes_no_bit() -> None:
+    labels = (torch.arange(25) % 5).expand(5, 25)
+
+    def results() -> list[Tensor]:
+        support, queries = (embeddings(5, n, 640, dtype=torch.float32).requires_grad_() for n in (25, 75))
+        scores = [head(support, labels, queries, 5) for head in (ops.svm_head, ops.ridge_head)]
+        return [*scores, *torch.autograd.grad(sum(s.sin().sum() for s in scores), (support, queries))]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = results()
+        torch.set_num_threads(3)
+        assert all(torch.equal(a, b) for a, b in zip(one, results(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
 ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "support of one task": (
         lambda: ops.ridge_head(embeddings(5, 3), LABELS, embeddings(2, 2, 3), 3),
