@@ -309,8 +309,7 @@ class FirstBlock final : public Layer<T> {
         for (int v = 0; v < V; ++v) weights[v] = load(w + v * L);
         INNERLOOP_UNROLL
         for (int i = 0; i < 2 * Q; ++i) {
-          const Vector<T> above = Vector<T>{} + upper[i * x_.stride + k],
-                          below = Vector<T>{} + lower[i * x_.stride + k];
+          const Vector<T> above = broadcast(upper[i * x_.stride + k]), below = broadcast(lower[i * x_.stride + k]);
           INNERLOOP_UNROLL
           for (int v = 0; v < V; ++v) {
             sums[i][v] += above * weights[v];

@@ -53,7 +53,7 @@ template <class T, int R, int V>
         for (int v = 0; v < V; ++v) row_of_b[v] = load(b + v * L);
         INNERLOOP_UNROLL
         for (int i = 0; i < R; ++i) {
-          const Vector<T> element = Vector<T>{} + rows[i][r];
+          const Vector<T> element = broadcast(rows[i][r]);
           INNERLOOP_UNROLL
           for (int v = 0; v < V; ++v) sums[i][v] += element * row_of_b[v];
         }
@@ -137,12 +137,14 @@ template <class T, int R, int V>
   Vector<T> sums[R][V] = {};  // not out: small terms added to what is large already would lose their last bits
   for (int64_t p = 0; p < points; ++p) {
     const T* elements = a + a_offsets[p];
+    // The rows of a lie far apart: no processor sees by itself that the next tile will read their next elements.
+    __builtin_prefetch(elements + 64 / sizeof(T));
     Vector<T> row_of_b[V];
     INNERLOOP_UNROLL
     for (int v = 0; v < V; ++v) row_of_b[v] = load(b + b_offsets[p] + v * L);
     INNERLOOP_UNROLL
     for (int i = 0; i < R; ++i) {
-      const Vector<T> element = Vector<T>{} + elements[i];
+      const Vector<T> element = broadcast(elements[i]);
       INNERLOOP_UNROLL
       for (int v = 0; v < V; ++v) sums[i][v] += element * row_of_b[v];
     }

@@ -53,6 +53,13 @@ inline void store(T* to, Vector<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+// The number in every lane. Subtracting 0 changes nothing, so that this is one instruction; adding it would make −0 a
+// 0, and takes an addition for each number.
+template <class T>
+inline Vector<T> broadcast(T number) {
+  return number - Vector<T>{};
+}
+
 // The first count elements, zeros after them.
 template <class T>
 inline Vector<T> load_part(const T* from, int64_t count) {
