@@ -21,12 +21,19 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
-def assert_agrees(force: Any, arguments: dict[str, Any], model: nn.Module, per_task: str | None = None) -> None:  # noqa: F811
+def assert_agrees(
+    force: Any,  # noqa: F811
+    arguments: dict[str, Any],
+    model: nn.Module,
+    per_task: str | None = None,
+    shape: tuple[int, ...] = (6,),
+    count: int = 3,
+) -> None:
     rates = arguments["inner_lr"]
     for rate in rates.values() if isinstance(rates, dict) else [rates]:
         if isinstance(rate, torch.Tensor):
             rate.requires_grad_()
-    tasks = ragged(make_tasks((6,), tasks=3))
+    tasks = ragged(make_tasks(shape, tasks=count))
     inner = InnerLoop.create(model, **arguments)
     expected = run(torch_engine.meta_result, model, tasks, inner, per_task)
     for paths in (LOW_RANK, PLAIN):
@@ -53,6 +60,30 @@ def test_every_option(force: Any, options: str) -> None:  # noqa: F811
 def test_parameters_of_each_task(force: Any, per_task: str) -> None:  # noqa: F811
     model = make(network)
     assert_agrees(force, OPTIONS["step weights"](model), model, per_task)
+
+
+# From 16 tasks on a worker sums up several before it adds them to the others': here two, and in the last chunk one.
+@pytest.mark.parametrize("per_task", [None, "0.weight"], ids=["shared", "a weight for each task"])
+def test_many_tasks(force: Any, per_task: str | None) -> None:  # noqa: F811
+    model = make(network)
+    assert_agrees(force, OPTIONS["step weights"](model), model, per_task, count=17)
+
+
+def test_the_same_bits_on_two_threads(force: Any) -> None:  # noqa: F811
+    model, tasks = make(network), make_tasks((6,), tasks=35)
+    inner = InnerLoop.create(model, inner_lr=random_rates(model, 2), inner_steps=2)
+    force(LOW_RANK)
+    found = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        found.append(run(by_native, model, tasks, inner, None))
+    for (what, one), (_, two) in zip(*found, strict=True):
+        assert torch.equal(one, two), what
+
+
+def test_flat_images(force: Any) -> None:  # noqa: F811
+    model = make(lambda: nn.Sequential(nn.Flatten(), *network()))
+    assert_agrees(force, {"inner_lr": 0.3, "inner_steps": 2}, model, shape=(1, 2, 3))
 
 
 def test_without_gradients(force: Any) -> None:  # noqa: F811

@@ -6,7 +6,7 @@ from innerloop import TaskBatch
 from innerloop.engine import _native_call
 from innerloop.inner_loop import InnerLoop
 from innerloop.lowering import lowered
-from innerloop.ops.maml import _call
+from innerloop.ops.maml import _eager_call
 from rivals import Step
 from rivals.innerloop_step import inner_loop_of
 from rivals.torch_parts import batch
@@ -22,8 +22,8 @@ def make(workload: Workload, dtype: str) -> Step:
     places = [lowered(model).names.index(name) for name, _ in model.named_parameters()]
 
     def step():
-        loss, _, _, *gradients = _call(
-            parameters, rates, buffers, tasks, settings, [True] * len(parameters), learn_rates=False
+        loss, _, _, *gradients = _eager_call(
+            parameters, rates, buffers, tasks, settings, [True] * len(parameters), False
         )
         return loss, [gradients[place] for place in places]
 

@@ -4,24 +4,12 @@
 
 #include "engine/blocks_engine.h"
 #include "engine/loss.h"
-#include "engine/memory.h"
+#include "engine/pass_memory.h"
 #include "engine/recurrence.h"
 #include "engine/task_samples.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
-
-// The memory of one pass: by value, and by step.
-template <class T>
-struct PassMemory {
-  Side side = Side::support;
-  int64_t samples = 0;  // of the task at hand
-  std::vector<T*> values, gradients;
-  std::vector<T*> states;
-};
-
-// Which part of the network: the one that moves over the inner steps, or the one above it that does not.
-enum class Part : uint8_t { fixed, moving };
 
 // One thread's executor of the recurrence: see recurrence.h for what its operations mean.
 template <class T>
@@ -34,8 +22,8 @@ class BlocksWorker final : public Worker {
         layers_(make_layers(shared.plan, shared.request)),
         output_(request_.program->output),
         loss_(request_.loss, request_.label_smoothing, output_layout().shape.channels, output_layout().stride),
-        support_samples_(request_.support, plan_.values[0], output_layout().shape.channels),
-        query_samples_(request_.query, plan_.values[0], output_layout().shape.channels),
+        support_samples_(request_.support, at(plan_.values, plan_.input), output_layout().shape.channels),
+        query_samples_(request_.query, at(plan_.values, plan_.input), output_layout().shape.channels),
         backward_(request_.wants_gradients()),
         keeps_passes_(backward_ && !request_.first_order) {
     for (const std::unique_ptr<Layer<T>>& layer : layers_) {
@@ -44,13 +32,14 @@ class BlocksWorker final : public Worker {
     allocate();
   }
 
-  void run(int64_t task) override {
-    task_ = task;
-    task_loss_ = 0;
-    start();
-    run_recurrence(*this, request_);
-    if (request_.task_losses) request_.task_losses[task] = static_cast<T>(task_loss_);
-    write_own_results();
+  void run(int64_t chunk) override {
+    start_chunk();
+    const int64_t first = chunk * engine_.tasks_per_chunk;
+    for (task_ = first; task_ < std::min(first + engine_.tasks_per_chunk, request_.tasks); ++task_) {
+      start_task();
+      run_recurrence(*this, request_);
+      finish_task();
+    }
   }
 
   void add_shared() override {
@@ -58,7 +47,7 @@ class BlocksWorker final : public Worker {
     for (const int p : engine_.results) {
       if (at(request_.parameters, p).per_task) continue;
       const PackedParameter& parameter = at(plan_.parameters, p);
-      add_scaled(v_ + parameter.offset, parameter.packed_size(), T(1), engine_.total.data() + parameter.offset);
+      add_scaled(sum_ + parameter.offset, parameter.packed_size(), T(1), engine_.total.data() + parameter.offset);
     }
     for (const int p : engine_.learned_rates) {
       std::vector<T>& total = at(engine_.rate_totals, p);
@@ -191,7 +180,7 @@ class BlocksWorker final : public Worker {
   // What has arrived at the boundary goes through the fixed part; the query's first, since under bn = support it leaves
   // something in the support set's statistics.
   void finish() {
-    for (Layer<T>* owner : owners_) owner->finish_task(v_);
+    for (Layer<T>* owner : owners_) owner->finish_task(sum_);
     if (plan_.boundary.empty()) return;
     backward(Part::fixed, theta_of(0), 0, fixed(Side::query), &fixed(Side::support), true, T(1), v_);
     backward(Part::fixed, theta_of(0), 0, fixed(Side::support), nullptr, true, T(1), v_);
@@ -220,14 +209,13 @@ class BlocksWorker final : public Worker {
   void allocate() {
     const int64_t K = request_.steps, S = request_.support.count, Q = request_.query.count;
     const size_t passes = static_cast<size_t>(keeps_passes_ ? std::max<int64_t>(K, 1) : 1);
-    fixed_support_ = pass_memory(Side::support, S, Part::fixed, nullptr);
-    fixed_query_ = pass_memory(Side::query, Q, Part::fixed, nullptr);
-    for (size_t k = 0; k < passes; ++k) {
-      supports_.push_back(pass_memory(Side::support, S, Part::moving, &fixed_support_));
-    }
-    query_ = pass_memory(Side::query, Q, Part::moving, &fixed_query_);
-    if (plan_.moving_statistics) statistics_ = pass_memory(Side::support, S, Part::moving, &fixed_support_);
-    if (keeps_passes_) tangent_ = tangent_memory(S);
+    PassAllocator<T> take(engine_, layers_, memory_);
+    fixed_support_ = take.fixed(Side::support, S);
+    fixed_query_ = take.fixed(Side::query, Q);
+    for (size_t k = 0; k < passes; ++k) supports_.push_back(take.moving(Side::support, S, fixed_support_));
+    query_ = take.moving(Side::query, Q, fixed_query_);
+    if (plan_.moving_statistics) statistics_ = take.moving(Side::support, S, fixed_support_);
+    if (keeps_passes_) tangent_ = take.tangent(S);
     for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
 
     const int64_t size = plan_.moving_size;
@@ -238,62 +226,25 @@ class BlocksWorker final : public Worker {
     for (int64_t k = 0; k < (keeps_thetas() ? K : std::min<int64_t>(K, 1)); ++k) thetas_.push_back(memory_.take(size));
     const int64_t gradients = engine_.learned_rates.empty() ? (request_.support_weight != 0 ? 2 : 1) : K;
     for (int64_t k = 0; k < std::max<int64_t>(gradients, 1); ++k) gradients_.push_back(memory_.take(size));
-    if (backward_) v_ = memory_.take(plan_.packed_size);
+    if (backward_) v_ = memory_.take(size);
+    if (backward_) sum_ = memory_.take(plan_.packed_size);
     if (keeps_passes_) direction_ = memory_.take(size);
     for (const std::vector<T>& total : engine_.rate_totals) {
       rate_gradients_.push_back(total.empty() ? nullptr : memory_.take(static_cast<int64_t>(total.size())));
     }
   }
 
-  PassMemory<T> pass_memory(Side side, int64_t samples, Part part, const PassMemory<T>* fixed) {
-    PassMemory<T> pass;
-    pass.side = side;
-    for (size_t value = 0; value < plan_.values.size(); ++value) {
-      const ValueLayout& layout = plan_.values[value];
-      if (fixed && !plan_.moves[value]) {
-        pass.values.push_back(fixed->values[value]);
-        pass.gradients.push_back(static_cast<int>(value) == output_ ? memory_.take(samples * layout.dense_size())
-                                                                    : nullptr);
-        continue;
-      }
-      const bool here = plan_.moves[value] == (part == Part::moving) && is_stored(static_cast<int>(value));
-      const bool with_gradient = here && (part == Part::moving || (backward_ && plan_.has_tracked[value]));
-      pass.values.push_back(here ? memory_.take(samples * layout.sample_size()) : nullptr);
-      pass.gradients.push_back(with_gradient ? memory_.take(samples * layout.dense_size()) : nullptr);
+  // --- the start of a chunk, and of a task; its end -----------------------------------------------
+
+  void start_chunk() {
+    if (sum_) std::fill_n(sum_, plan_.packed_size, T(0));
+    for (size_t p = 0; p < rate_gradients_.size(); ++p) {
+      if (rate_gradients_[p]) std::fill_n(rate_gradients_[p], engine_.rate_totals[p].size(), T(0));
     }
-    for (size_t s = 0; s < plan_.steps.size(); ++s) {
-      const bool moves = plan_.steps[s].moves;
-      if (fixed && !moves) {
-        pass.states.push_back(fixed->states[s]);
-      } else {
-        const bool here = moves == (part == Part::moving);
-        pass.states.push_back(here ? memory_.take(layers_[s]->state_size(samples)) : nullptr);
-      }
-    }
-    return pass;
   }
 
-  // A value that a fused step keeps to itself needs no memory.
-  bool is_stored(int value) const {
-    return value == 0 || std::ranges::any_of(plan_.steps, [&](const Step& step) { return step.output == value; });
-  }
-
-  PassMemory<T> tangent_memory(int64_t samples) {
-    PassMemory<T> pass;
-    for (size_t value = 0; value < plan_.values.size(); ++value) {
-      const bool here = plan_.moves[value] && is_stored(static_cast<int>(value));
-      pass.values.push_back(here ? memory_.take(samples * plan_.values[value].sample_size()) : nullptr);
-      pass.gradients.push_back(here ? memory_.take(samples * plan_.values[value].dense_size()) : nullptr);
-    }
-    for (size_t s = 0; s < plan_.steps.size(); ++s) {
-      pass.states.push_back(plan_.steps[s].moves ? memory_.take(layers_[s]->tangent_state_size(samples)) : nullptr);
-    }
-    return pass;
-  }
-
-  // --- a task's start and end --------------------------------------------------------------------
-
-  void start() {
+  void start_task() {
+    task_loss_ = 0;
     if (own_initial_) {
       std::copy_n(engine_.initial.data(), plan_.packed_size, own_initial_);
       for (size_t p = 0; p < plan_.parameters.size(); ++p) {
@@ -302,15 +253,13 @@ class BlocksWorker final : public Worker {
         pack(request_.parameters[p].data + task_ * parameter.size(), parameter, own_initial_);
       }
     }
-    if (v_) std::fill_n(v_, plan_.packed_size, T(0));
-    for (size_t p = 0; p < rate_gradients_.size(); ++p) {
-      if (rate_gradients_[p]) std::fill_n(rate_gradients_[p], engine_.rate_totals[p].size(), T(0));
-    }
+    if (v_) std::fill_n(v_, plan_.moving_size, T(0));
     for (const std::unique_ptr<Layer<T>>& layer : layers_) layer->start_task();
-    const int64_t support = fixed_support_.samples = support_samples_.load(task_, fixed_support_.values[0]);
+    const int64_t support = fixed_support_.samples =
+        support_samples_.load(task_, at(fixed_support_.values, plan_.input));
     for (PassMemory<T>& pass : supports_) pass.samples = support;
     statistics_.samples = support;
-    fixed_query_.samples = query_.samples = query_samples_.load(task_, fixed_query_.values[0]);
+    fixed_query_.samples = query_.samples = query_samples_.load(task_, at(fixed_query_.values, plan_.input));
     for (const Side side : {Side::support, Side::query}) {
       PassMemory<T>& pass = fixed(side);
       if (pass.samples == 0) continue;
@@ -325,8 +274,10 @@ class BlocksWorker final : public Worker {
     }
   }
 
-  // Results that belong to this task alone.
-  void write_own_results() {
+  // Adds v_0 to the chunk's sum, and writes the results that belong to this task alone.
+  void finish_task() {
+    if (request_.task_losses) request_.task_losses[task_] = static_cast<T>(task_loss_);
+    if (backward_) add_scaled(v_, plan_.moving_size, T(1), sum_);
     for (size_t p = 0; p < request_.adapted.size(); ++p) {
       const PackedParameter& parameter = plan_.parameters[p];
       if (!request_.adapted[p]) continue;
@@ -336,7 +287,7 @@ class BlocksWorker final : public Worker {
     for (const int p : engine_.results) {
       if (!at(request_.parameters, p).per_task) continue;
       const PackedParameter& parameter = at(plan_.parameters, p);
-      unpack(v_, parameter, request_.gradient_scale, at(request_.gradients, p) + task_ * parameter.size());
+      unpack(sum_, parameter, request_.gradient_scale, at(request_.gradients, p) + task_ * parameter.size());
     }
   }
 
@@ -476,8 +427,9 @@ class BlocksWorker final : public Worker {
   const T* initial_ = nullptr;
   std::vector<T*> thetas_;     // θ₁ … θ_K, or the latest
   std::vector<T*> gradients_;  // g_k: see gradient_of_step
-  T* v_ = nullptr;
-  T* direction_ = nullptr;  // −α ⊙ v; 0 outside the adapted parameters
+  T* v_ = nullptr;             // of what no layer stands for itself
+  T* sum_ = nullptr;           // the sum of v_0 over the tasks of a chunk
+  T* direction_ = nullptr;     // −α ⊙ v; 0 outside the adapted parameters
   std::vector<T*> rate_gradients_;
   T* scratch_[2] = {};
   std::vector<bool> arrived_;  // by value: its gradient has its first contribution

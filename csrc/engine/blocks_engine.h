@@ -1,10 +1,12 @@
 // What the workers of one call of the blocks executor share.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "engine/items.h"
 #include "engine/packed.h"
 #include "engine/plan.h"
 
@@ -15,17 +17,12 @@ void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict 
   for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
 }
 
-// Items by value, step or parameter, whose numbers are ints.
-template <class Items>
-decltype(auto) at(Items& items, int index) {
-  return items[static_cast<size_t>(index)];
-}
-
 // The plan, θ₀ and α packed, and the sums over tasks.
 template <class T>
 class BlocksEngine final : public Engine<T> {
  public:
-  explicit BlocksEngine(const Request<T>& call) : request(call), plan(make_plan(call)) {
+  explicit BlocksEngine(const Request<T>& call)
+      : request(call), plan(make_plan(call)), tasks_per_chunk(chunk_of(plan, call)) {
     initial.assign(static_cast<size_t>(plan.packed_size) + 2 * lanes<T>, T(0));
     total = initial;
     for (size_t p = 0; p < plan.parameters.size(); ++p) {
@@ -44,7 +41,7 @@ class BlocksEngine final : public Engine<T> {
     }
   }
 
-  int64_t chunks() const override { return request.tasks; }
+  int64_t chunks() const override { return (request.tasks + tasks_per_chunk - 1) / tasks_per_chunk; }
   std::unique_ptr<Worker> make_worker() override;
   std::string plan_text() const override { return describe(plan); }
 
@@ -62,6 +59,7 @@ class BlocksEngine final : public Engine<T> {
 
   const Request<T>& request;
   const Plan plan;
+  const int64_t tasks_per_chunk;
   std::vector<T> initial;  // θ₀, packed; zero where each task has its own
   std::vector<PackedRate<T>> rates;
   // Parameters that the inner loop adapts, that v follows (of both those that no layer stands for itself), whose
@@ -69,6 +67,15 @@ class BlocksEngine final : public Engine<T> {
   std::vector<int> adapted, tracked, results, learned_rates;
   std::vector<T> total;  // the sum of v_0 over tasks, packed
   std::vector<std::vector<T>> rate_totals;
+
+ private:
+  // One task; but where a layer stands for its weight itself, the sum over tasks is the one array of that size that a
+  // task still passes over: then several, as long as there is work for eight threads.
+  static int64_t chunk_of(const Plan& plan, const Request<T>& call) {
+    const bool has_owner = plan.moving_size < plan.packed_size;
+    const bool all_shared = std::ranges::none_of(call.parameters, [](const auto& p) { return p.per_task; });
+    return has_owner && all_shared ? std::clamp<int64_t>(call.tasks / 8, 1, 4) : 1;
+  }
 };
 
 }  // namespace innerloop::INNERLOOP_ISA

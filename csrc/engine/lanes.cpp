@@ -18,7 +18,7 @@ class LanesEngine final : public Engine<T> {
     for (const int p : shared_.results) {
       const size_t i = static_cast<size_t>(p);
       if (request.parameters[i].per_task) continue;
-      add_up(shared_.total.data() + shared_.offsets[i] * width, shared_.size(p), request.gradients[i]);
+      add_up(shared_.total.data() + shared_.offset(p) * width, shared_.size(p), request.gradients[i]);
     }
     for (const int p : shared_.learned_rates) {
       const size_t i = static_cast<size_t>(p);

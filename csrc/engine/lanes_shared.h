@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/chain.h"
+#include "engine/items.h"
 #include "engine/lane_kernels.h"
 
 namespace innerloop::INNERLOOP_ISA {
@@ -39,7 +40,9 @@ struct LanesShared {
   }
 
   int64_t size(int parameter) const { return request.program->parameter_size(parameter); }
-  size_t layer_of(int parameter) const { return layers_of_[static_cast<size_t>(parameter)]; }
+  int64_t offset(int parameter) const { return at(offsets, parameter); }
+  bool is_tracked(int parameter) const { return parameter >= 0 && at(tracked, parameter); }
+  size_t layer_of(int parameter) const { return at(layers_of_, parameter); }
 
   // Elements of an α.
   int64_t rate_size(int parameter) const {
@@ -75,11 +78,6 @@ struct LanesShared {
   std::vector<std::vector<T>> rate_totals;  // by parameter: [rate_size][lane_count<T>]
 
  private:
-  template <class Items>
-  static decltype(auto) at(Items& items, int index) {
-    return items[static_cast<size_t>(index)];
-  }
-
   std::vector<size_t> layers_of_;  // by parameter
 };
 

@@ -79,8 +79,8 @@ class Layer {
   virtual void descend(int64_t /*k*/) {}
   virtual T rate_gradient(int64_t /*k*/) { return 0; }
   virtual void add_support_gradient(T /*u*/) {}
-  // v += v_0 of the weight, which is 0 there.
-  virtual void finish_task(T* /*v*/) {}
+  // sum += v_0 of the weight.
+  virtual void finish_task(T* /*sum*/) {}
 };
 
 }  // namespace innerloop::INNERLOOP_ISA

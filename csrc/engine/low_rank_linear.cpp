@@ -123,10 +123,10 @@ class LowRankLinear final : public Layer<T> {
 
   void add_support_gradient(T u) override { add(gradient_of(0), support_, u, directions_); }
 
-  void finish_task(T* v) override {
+  void finish_task(T* sum) override {
     add_outer<T>(
         {.points = rows_, .rows = inputs_, .columns = y_row_, .a_row = x_row_, .b_row = y_row_, .out_row = y_row_}, x_,
-        directions_, v + weight_);
+        directions_, sum + weight_);
   }
 
  private:

@@ -33,6 +33,16 @@ std::vector<Step> plain_steps(const Program& program) {
   return steps;
 }
 
+// A flatten of the samples takes no step: they are loaded as the vectors that they already are in torch's memory.
+void load_flat(const Program& program, Plan& plan) {
+  const std::vector<int> consumers = program.consumers(0);
+  if (consumers.size() != 1) return;
+  const Node& node = program.nodes[static_cast<size_t>(consumers[0])];
+  if (node.kind != Kind::flatten || node.output == program.output) return;
+  plan.input = node.output;
+  std::erase_if(plan.steps, [&](const Step& step) { return step.output == plan.input; });
+}
+
 // The node that reads a value, if it is the only one and of that kind; −1 otherwise.
 int only_consumer(const Program& program, int value, Kind kind) {
   const std::vector<int> consumers = program.consumers(value);
@@ -88,12 +98,12 @@ bool reads_unpadded(Kind kind) {
 }
 
 template <class T>
-std::vector<ValueLayout> layouts_of(const Program& program) {
+std::vector<ValueLayout> layouts_of(const Program& program, int input) {
   std::vector<ValueLayout> layouts(program.values.size());
   for (size_t value = 0; value < layouts.size(); ++value) {
     ValueLayout& layout = layouts[value];
     layout.shape = program.values[value];
-    bool padded = value != 0;
+    bool padded = static_cast<int>(value) != input;
     for (const int consumer : program.consumers(static_cast<int>(value))) {
       const Node& node = program.nodes[static_cast<size_t>(consumer)];
       padded = padded || !reads_unpadded(node.kind);
@@ -236,11 +246,12 @@ Plan make_plan(const Request<T>& request) {
   const Program& program = *request.program;
   Plan plan;
   plan.steps = plain_steps(program);
+  load_flat(program, plan);
   // The block's statistics are those of its own pass.
   if (request.paths.conv_block != Use::off && request.batch_norm == BatchNormMode::transductive) {
     fuse_blocks(program, plan.steps);
   }
-  plan.values = layouts_of<T>(program);
+  plan.values = layouts_of<T>(program, plan.input);
   if (request.paths.patch_moments != Use::off) use_patch_moments(program, plan.values, plan.steps);
   plan.parameters.resize(program.parameters.size());
   for (PackedParameter& unread : plan.parameters) unread.offset = -1;

@@ -27,6 +27,7 @@ struct Step {
 
 struct Plan {
   std::vector<Step> steps;
+  int input = 0;  // the value that samples are loaded into
   std::vector<ValueLayout> values;
   std::vector<PackedParameter> parameters;  // by parameter; one that no step reads has offset -1
   int64_t packed_size = 0;

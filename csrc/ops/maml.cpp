@@ -272,11 +272,13 @@ std::vector<Tensor> maml_cpu(std::vector<Tensor> parameters, std::vector<Tensor>
     const bool any = std::ranges::find(needs_gradient, true) != needs_gradient.end();
     std::vector<T*> gradients, for_rates;
     add_gradients(parameters, needs_gradient, results, gradients);
-    std::vector<bool> learned;
-    for (const Tensor& rate : rates) learned.push_back(rate_gradients && rate.numel() > 0);
-    add_gradients(rates, learned, results, for_rates);
     if (any) request.gradients = gradients;
-    if (rate_gradients) request.rate_gradients = for_rates;
+    if (rate_gradients) {
+      std::vector<bool> learned;
+      for (const Tensor& rate : rates) learned.push_back(rate.numel() > 0);
+      add_gradients(rates, learned, results, for_rates);
+      request.rate_gradients = for_rates;
+    }
     run_in_parallel(*engine_for(request));
     const double sum = std::accumulate(request.task_losses, request.task_losses + request.tasks, 0.0);
     *results[0].mutable_data_ptr<T>() = static_cast<T>(sum / static_cast<double>(request.tasks));

@@ -63,18 +63,19 @@ def maml(
     grad = torch.is_grad_enabled()
     needs = [grad and parameter.requires_grad for parameter in parameters]
     learn_rates = grad and any(rate.requires_grad for rate in rates)
-    if not (learn_rates or any(needs)):
-        loss, task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, False)[:3]
-        return loss, task_losses, logits
     if torch.compiler.is_compiling():  # the op's own autograd, which a compiled graph needs
         loss, task_losses, logits = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)[:3]
         return loss, task_losses.detach(), logits.detach()
+    if not (learn_rates or any(needs)):
+        loss, task_losses, logits = _eager_call(parameters, rates, buffers, tasks, settings, needs, False)[:3]
+        return loss, task_losses, logits
     differentiated = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
     if learn_rates:
         differentiated += [rate for rate in rates if rate.numel()]
-    # For eager mode: half the overhead of the autograd that torch.library would give the op.
-    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-        loss, task_losses, logits, *gradients = _call(parameters, rates, buffers, tasks, settings, needs, learn_rates)
+    with torch.no_grad():
+        loss, task_losses, logits, *gradients = _eager_call(
+            parameters, rates, buffers, tasks, settings, needs, learn_rates
+        )
     present = [gradient for gradient in gradients if gradient.numel()]
     return with_gradients(loss, present, differentiated), task_losses, logits
 
@@ -112,13 +113,20 @@ def _call(
     needs: list[bool],
     learn_rates: bool,
 ) -> list[Tensor]:
-    """[meta-loss, task losses, outputs, a gradient for each parameter, one for each rate]."""
+    """[meta-loss, task losses, outputs, a gradient for each parameter, and if learn_rates one for each rate]."""
     return torch.ops.innerloop.maml.default(
         parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y,
         tasks.support_mask, tasks.query_mask, settings.program, settings.bn, settings.loss, settings.label_smoothing,
         settings.steps, settings.step_weights, settings.support_weight, settings.first_order, needs, learn_rates,
         settings.paths,
     )  # fmt: skip
+
+
+def _eager_call(*arguments: Any) -> list[Tensor]:
+    """The call without the autograd that torch.library gave the op, whose way through Python costs as much as the inner
+    loop of a small net."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _call(*arguments)
 
 
 def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
@@ -220,7 +228,7 @@ def _fake(
         support_x.new_empty(query_x.shape[:1]),
         support_x.new_empty((*query_x.shape[:2], outputs)),
         *(p.new_empty(p.shape if needed else 0) for p, needed in zip(parameters, needs_gradient, strict=True)),
-        *(rate.new_empty(rate.shape if rate_gradients and rate.numel() else 0) for rate in rates),
+        *(rate.new_empty(rate.shape if rate.numel() else 0) for rate in rates if rate_gradients),
     ]
 
 
