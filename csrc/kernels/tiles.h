@@ -12,12 +12,6 @@ constexpr int64_t vectors_of(int64_t count) {
   return (count + lanes<T> - 1) / lanes<T>;
 }
 
-// One number in every element, which is one load; 0 + value is not, since it turns −0 into 0.
-template <class T>
-inline Vector<T> broadcast(T value) {
-  return value - Vector<T>{};
-}
-
 // Calls work(first row, rows) for tiles of at most R rows and as equal as can be: a small rest would leave the
 // multiply-add units waiting.
 template <int R, class Work>
