@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -83,6 +83,51 @@ class TaskBatchNorm(nn.Module):
         return out if self.bias is None else out + self.bias.view(shape)
 
 
+def copy_structure(
+    model: nn.Module, replace: Callable[[nn.Module], nn.Module | None] = lambda module: None
+) -> dict[int, nn.Module]:
+    """Copies of a module and of every module under it, by the id of the one copied.
+
+    A copy has slots of its own for parameters, buffers and modules; its tensors are the model's. Attributes that refer
+    to the model's modules (a list of layers, a bound method, a hook) refer to the copies here.
+
+    Args:
+        model: any module. replace: gives the module to put in the place of one, or None to copy it.
+    """
+    copies: dict[int, nn.Module] = {}
+    for module in model.modules():
+        twin = replace(module)
+        if twin is None:
+            twin = type(module).__new__(type(module))
+            twin.__dict__ = dict(module.__dict__)
+            twin._parameters = dict(module._parameters)
+            twin._buffers = dict(module._buffers)
+        copies[id(module)] = twin
+    for twin in copies.values():
+        for name, value in vars(twin).items():
+            if isinstance(value, (nn.Module, MethodType, *_CONTAINERS)) and name not in ("_parameters", "_buffers"):
+                twin.__dict__[name] = _redirect(value, copies)
+    return copies
+
+
+def _redirect(value: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """The value with the copies in place of the modules copied."""
+    if isinstance(value, nn.Module):
+        return copies.get(id(value), value)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _redirect(value.__self__, copies))
+    if type(value) in (list, tuple):
+        return type(value)(_redirect(item, copies) for item in value)
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _redirect(item, copies)) for key, item in value.items())
+    return value
+
+
+def gather_flat_weights(module: nn.RNNBase) -> None:
+    """Make the list of weights that a recurrent layer's kernels read hold what its attributes hold now."""
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
 class FunctionalModel:
     """A copy of a module's structure that runs with whatever parameters it is handed.
 
@@ -97,13 +142,16 @@ class FunctionalModel:
 
     def __init__(self, model: nn.Module, bn: BatchNormMode, elementary: bool = False) -> None:
         self._norms: list[TaskBatchNorm] = []
-        self._buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
-        self._copies: dict[int, nn.Module] = {}
-        self.module = self._copy(model, bn, elementary)
-        for twin in self._copies.values():
-            for name, value in vars(twin).items():
-                if isinstance(value, (nn.Module, MethodType, *_CONTAINERS)) and name not in ("_parameters", "_buffers"):
-                    twin.__dict__[name] = self._redirect(value)
+
+        def task_norm(module: nn.Module) -> nn.Module | None:
+            if not isinstance(module, _BatchNorm) or type(module).forward not in _BATCH_NORM_FORWARDS:
+                return None
+            self._norms.append(TaskBatchNorm(module, bn, elementary))
+            return self._norms[-1]
+
+        copies = copy_structure(model, task_norm)
+        self.module = copies[id(model)]
+        self._buffers = [(twin, dict(twin._buffers)) for twin in copies.values() if twin._buffers]
         self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
         first_name: dict[int, str] = {}
         for path, module in self.module.named_modules():
@@ -111,37 +159,6 @@ class FunctionalModel:
                 if parameter is not None:  # a tied parameter has several places under its first name
                     name = first_name.setdefault(id(parameter), f"{path}.{leaf}" if path else leaf)
                     self._slots.setdefault(name, []).append((module, leaf))
-
-    def _copy(self, module: nn.Module, bn: BatchNormMode, elementary: bool) -> nn.Module:
-        if id(module) in self._copies:
-            return self._copies[id(module)]
-        twin: nn.Module
-        if isinstance(module, _BatchNorm) and type(module).forward in _BATCH_NORM_FORWARDS:
-            twin = TaskBatchNorm(module, bn, elementary)
-            self._norms.append(twin)
-        else:
-            twin = type(module).__new__(type(module))
-            twin.__dict__ = dict(module.__dict__)
-            twin._parameters = dict(module._parameters)
-        if twin._buffers:
-            self._buffers.append((twin, dict(twin._buffers)))
-        self._copies[id(module)] = twin
-        for child in module._modules.values():
-            if child is not None:
-                self._copy(child, bn, elementary)
-        return twin
-
-    def _redirect(self, value: Any) -> Any:
-        """The value with the copies in place of the model's modules."""
-        if isinstance(value, nn.Module):
-            return self._copies.get(id(value), value)
-        if isinstance(value, MethodType):
-            return MethodType(value.__func__, self._redirect(value.__self__))
-        if type(value) in (list, tuple):
-            return type(value)(self._redirect(item) for item in value)
-        if type(value) in (dict, OrderedDict):
-            return type(value)((key, self._redirect(item)) for key, item in value.items())
-        return value
 
     @property
     def reads_support_statistics(self) -> bool:
@@ -158,8 +175,8 @@ class FunctionalModel:
         for name, value in parameters.items():
             for module, leaf in self._slots[name]:
                 module._parameters[leaf] = value  # type: ignore[assignment]
-                if isinstance(module, nn.RNNBase):  # its kernels read this list, not the attributes
-                    module._flat_weights = [module._parameters[weight] for weight in module._flat_weights_names]
+                if isinstance(module, nn.RNNBase):
+                    gather_flat_weights(module)
 
     def support(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs for the support set, whose BatchNorm statistics the query passes after it may read."""
