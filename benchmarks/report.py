@@ -37,7 +37,7 @@ PAGES = [
 
 OP = "innerloop-op"
 #: Rivals that are no other library: they are shown, but are not "the best of the others".
-OURSELVES = (OURS, OP, "innerloop-torch")
+OURSELVES = (OURS, OP, "innerloop-torch", "compat")
 JAX = ("jax-vmap", "jax-map", "jax-loop")
 
 Rows = dict[str, dict[str, Any]]

@@ -59,6 +59,12 @@ RIVALS = {
     "vmap-exact": Rival("torch.func vmap, BatchNorm written out", "torch_vmap", options={"exact_batch_norm": True}),
     "compile": Rival("torch.compile over vmap", "torch_vmap", options={"exact_batch_norm": True, "compiled": True}),
     "learn2learn": Rival("learn2learn", "learn2learn_maml", "learn2learn", "learn2learn"),
+    "compat": Rival(
+        "learn2learn names, compat",
+        "learn2learn_maml",
+        "innerloop",
+        options={"package": "innerloop.compat.learn2learn"},
+    ),
     "higher": Rival("higher", "higher_maml", "higher", "higher"),
     "torchopt": Rival("TorchOpt", "torchopt_maml", "torchopt", "torchopt"),
     "torchmeta": Rival("torchmeta", "torchmeta_maml", "torchmeta", "torchmeta"),

@@ -1,18 +1,22 @@
-"""learn2learn's MAML wrapper, used as its examples do: clone, adapt, backward through the clone."""
+"""MAML by learn2learn's names, used as its examples do: clone, adapt, backward through the clone.
+
+The names are learn2learn's own, or innerloop.compat's: the one import is all that differs.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 from rivals import Step
 from rivals.importing import skip_umbrella
 from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
 from workloads import Workload
 
-skip_umbrella("learn2learn", "learn2learn.algorithms")  # before its parts are imported, hence E402 below
 
-from learn2learn.algorithms.maml import MAML  # noqa: E402
-
-
-def make(workload: Workload, dtype: str) -> Step:
+def make(workload: Workload, dtype: str, package: str = "learn2learn") -> Step:
+    if package == "learn2learn":
+        skip_umbrella("learn2learn", "learn2learn.algorithms")
+    MAML = import_module(f"{package}.algorithms.maml").MAML
     model = training_model(workload, dtype)
     body, learner = body_and_learner(model, workload)
     maml = MAML(learner, lr=workload.inner_lr, first_order=workload.first_order)
