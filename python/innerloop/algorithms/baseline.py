@@ -16,7 +16,7 @@ from innerloop.pretraining import PretrainedEmbedding
 class Baseline(PretrainedEmbedding):
     """Baseline: pre-train on all training classes, then fit a linear classifier to each task (Chen et al. 2019).
 
-    In train() it learns to tell all training classes apart by a linear classifier (the paper's section 3.2, training
+    In train() it learns to tell all training classes apart by a linear classifier (the paper's section 3, training
     stage). In eval() the embedding is fixed and each support set gets a new linear classifier (fine-tuning stage):
     gradient descent as in the paper, but on the whole support set at every step and from zero weights, so that nothing
     is random. No gradient flows through that fit.
@@ -38,7 +38,7 @@ class Baseline(PretrainedEmbedding):
         input_shape: Shape,
         training_classes: int,
         probe_steps: int = 100,
-        probe_lr: float = 0.1,
+        probe_lr: float = 0.05,
         weight_decay: float = 1e-3,
     ) -> None:
         check_probe(probe_steps, probe_lr, weight_decay)

@@ -20,7 +20,7 @@ class BaselinePP(PretrainedEmbedding):
     """Baseline++: pre-train with a cosine classifier, then fit one to each task (Chen et al. 2019).
 
     The logits are scaled cosine similarities of the embedding and a weight vector for each class (the paper's section
-    3.2), in pre-training and in the classifier that each support set gets in eval(). That one starts from the classes'
+    3), in pre-training and in the classifier that each support set gets in eval(). That one starts from the classes'
     mean directions and takes the whole support set at every step, where the paper starts at random and takes
     minibatches: nothing is random. No gradient flows through that fit.
 
@@ -43,7 +43,7 @@ class BaselinePP(PretrainedEmbedding):
         training_classes: int,
         scale: float = 10.0,
         probe_steps: int = 100,
-        probe_lr: float = 0.1,
+        probe_lr: float = 0.05,
         weight_decay: float = 1e-3,
     ) -> None:
         check_probe(probe_steps, probe_lr, weight_decay)

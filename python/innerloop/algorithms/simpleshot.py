@@ -18,8 +18,8 @@ class SimpleShot(PretrainedEmbedding):
     """SimpleShot: pre-train on all training classes; nearest mean of centred, normalised embeddings (Wang et al. 2019).
 
     In train() it learns to tell all training classes apart by a linear classifier, and keeps a running mean of the
-    training embeddings. In eval() an embedding x becomes (x − mean) / ‖x − mean‖ (the paper's equations 2 and 3), and
-    the logits are negative squared Euclidean distances to the class means.
+    training embeddings. In eval() an embedding x becomes (x − mean) / ‖x − mean‖, and the logits are negative squared
+    Euclidean distances to the class means.
 
     Args:
         model: an embedding, [N, ...] to [N, ...].
