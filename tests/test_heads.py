@@ -128,6 +128,66 @@ def test_contexts_read_no_padding_wherever_it_stands() -> None:
         torch.testing.assert_close(read[t], f(query[t : t + 1], alone)[0])
 
 
+# --- MetaOptNet and R2-D2 ---------------------------------------------------------------------------
+
+
+def plain_ridge(x: Tensor, labels: Tensor, rate: float | Tensor) -> Tensor:
+    """(XᵀX + λI)⁻¹ XᵀY of one task."""
+    y = F.one_hot(labels, 3).to(x.dtype)
+    return torch.linalg.solve(x.T @ x + rate * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+
+
+def test_metaoptnet_scales_the_scores_of_ridge_regression() -> None:
+    support, labels, query = vectors()
+    algorithm = new("metaoptnet", head="ridge", regularization=0.7)
+    algorithm.scale.data.fill_(3)
+    expected = torch.stack([3 * query[t] @ plain_ridge(support[t], labels[t], 0.7) for t in range(2)])
+    torch.testing.assert_close(algorithm.classify(support, labels, query, 3), expected)
+
+
+def test_metaoptnet_scales_the_scores_of_a_svm() -> None:
+    """Those that minimise ½ Σ‖w_k‖² + C Σ ξ, which no small step from them does better."""
+    support, labels, query = vectors()
+    algorithm = new("metaoptnet", C=0.3)
+    algorithm.scale.data.fill_(3)
+    axes = torch.eye(D, dtype=torch.float64).expand(2, D, D)
+    weights = algorithm.classify(support, labels, axes, 3) / 3  # the scores of the unit vectors: [T, D, N]
+    torch.testing.assert_close(algorithm.classify(support, labels, query, 3), 3 * query @ weights)
+
+    def objective(w: Tensor, t: int) -> Tensor:
+        scores = support[t] @ w
+        margins = scores + 1 - F.one_hot(labels[t], 3) - scores.gather(1, labels[t][:, None])
+        return 0.5 * w.square().sum() + 0.3 * margins.amax(1).sum()
+
+    torch.manual_seed(0)
+    for t in range(2):
+        for _ in range(50):
+            step = 1e-3 * torch.randn(D, 3, dtype=torch.float64)
+            assert objective(weights[t] + step, t) > objective(weights[t], t) - 1e-9
+
+
+def test_r2d2_is_ridge_regression_of_means_with_a_bias() -> None:
+    support, labels, query = vectors()
+    algorithm = new("r2d2", regularization=0.5, scale=4.0)
+    algorithm.bias.data.fill_(0.25)
+    one = torch.ones(1, dtype=torch.float64)
+    rows = []
+    for t in range(2):
+        x = torch.cat((support[t], one.expand(9, 1)), 1)
+        y = F.one_hot(labels[t], 3).double()
+        w = torch.linalg.solve(x.T @ x / 9 + 0.5 * torch.eye(D + 1, dtype=torch.float64), x.T @ y / 9)
+        rows.append(4 * torch.cat((query[t], one.expand(4, 1)), 1) @ w + 0.25)
+    torch.testing.assert_close(algorithm.classify(support, labels, query, 3), torch.stack(rows))
+
+
+@pytest.mark.parametrize(("name", "learned"), [("metaoptnet", ["scale"]), ("r2d2", ["log_regularization", "scale"])])
+def test_what_scales_and_regularises_is_learned(name: str, learned: list[str]) -> None:
+    support, labels, query = vectors()
+    algorithm = new(name)
+    F.cross_entropy(algorithm.classify(support, labels, query, 3)[0], torch.tensor([0, 1, 2, 0])).backward()
+    assert all(algorithm.get_parameter(parameter).grad != 0 for parameter in learned)
+
+
 # --- Relation networks ------------------------------------------------------------------------------
 
 
@@ -280,6 +340,10 @@ KNOWN = {"input_shape": SHAPE, "training_classes": 24}
         ("matching_net", {"reads": 0}, "reads is 0, expected at least 1"),
         ("relation_net", {"pooling": "max", "input_shape": SHAPE}, "pooling is 'max', expected 'mean' or 'sum'"),
         ("relation_net", {"input_shape": (1, 4, 4)}, r"embeddings of shape \[8, 2, 2\], expected feature maps"),
+        ("metaoptnet", {"head": "svn"}, "head is 'svn', expected 'svm' or 'ridge'"),
+        ("metaoptnet", {"C": 0.0}, r"C is 0\.0, expected a positive number"),
+        ("metaoptnet", {"regularization": -1.0}, r"regularization is -1\.0, expected a positive number"),
+        ("r2d2", {"regularization": 0.0}, r"regularization is 0\.0, expected a positive number"),
         ("baseline", {**KNOWN, "probe_steps": -1}, "probe_steps is -1"),
         ("baseline", {**KNOWN, "probe_lr": 0.0}, r"probe_lr is 0\.0, expected a positive number"),
         ("baseline_pp", {**KNOWN, "weight_decay": -1.0}, r"weight_decay is -1\.0"),
