@@ -24,6 +24,8 @@ _INTRODUCTION = """\
 | `matching_net` | an embedding; with `--full-context` also LSTMs that embed in the context of the support set | \
 attention over the support samples | Vinyals et al. 2016 |
 | `relation_net` | an embedding and a network that compares feature maps | its scores | Sung et al. 2018 |
+| `metaoptnet` | an embedding | a linear SVM, or ridge regression, solved and differentiated through | Lee et al. 2019 |
+| `r2d2` | an embedding, and λ | ridge regression in closed form | Bertinetto et al. 2019 |
 | `baseline` | to tell all training classes apart | a linear classifier fitted by gradient descent | Chen et al. 2019 |
 | `baseline_pp` | the same by cosine similarities | a cosine classifier, likewise | Chen et al. 2019 |
 | `simpleshot` | as `baseline` | nearest mean of centred, normalised embeddings | Wang et al. 2019 |

@@ -54,7 +54,7 @@ CASES = [
     Case("baseline_pp", training=MINIBATCHES),
     Case("simpleshot", training=MINIBATCHES),
     Case("simpleshot", {"transform": "un"}, MINIBATCHES),
-    Case("finetune", {"inner_steps": 3}, MINIBATCHES),
+    Case("finetune", {"inner_steps": 3, "inner_lr": 0.1}, MINIBATCHES),
     Case("finetune", {"inner_steps": 3, "pretraining": "none"}, learns=False),
 ]
 

@@ -32,7 +32,7 @@ def test_it_learns_to_tell_classes_apart_that_it_has_not_seen(case: Case) -> Non
     after = innerloop.evaluate(algorithm, data().split("test"), ways=3, shots=2, episodes=100, queries=3).mean
     if case.learns:
         assert after > before + 0.03
-        assert after > 0.65
+        assert after > 0.6  # a guess is right in a third
     else:  # the floor
         assert all(map(torch.equal, parameters, algorithm.parameters()))
 
