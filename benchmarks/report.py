@@ -33,6 +33,7 @@ class Page:
 
 PAGES = [
     Page("maml-avx512.json", "benchmarks.md", "a Zen 4 EPYC with AVX-512"),
+    Page("maml-avx2.json", "benchmarks-avx2.md", "a Zen 1 EPYC with AVX2"),
 ]
 
 OP = "innerloop-op"
