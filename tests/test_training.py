@@ -271,7 +271,15 @@ def test_ctrl_c_then_resume_is_the_undisturbed_run(undisturbed: Path, tmp_path: 
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell starts what runs in its background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_does_not_wait(ctrl_c_interrupts: None) -> None:
     def interrupt(done: int, result: object) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
