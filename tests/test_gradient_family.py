@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import innerloop
 from innerloop import Algorithm, TaskBatch
+from innerloop.options import options_of
 from nets import (
     Net,
     assert_close,
@@ -184,6 +185,13 @@ def test_adapt_is_the_same_adaptation(name: str, bn: str, engine: str) -> None:
     for t in range(tasks.num_tasks):
         learner = algorithm.adapt(tasks.support_x[t], tasks.support_y[t])
         assert_close(learner(tasks.query_x[t]), logits[t], f"task {t}")
+
+
+@pytest.mark.parametrize("name", ["fomaml", "anil", "boil", "meta_sgd", "proto_maml", "reptile"])
+def test_the_command_line_offers_the_options(name: str) -> None:
+    options = {option.name for option in options_of(innerloop.get(name))}
+    assert options >= {"inner_lr", "inner_steps", "bn", "engine"}
+    assert ("first_order" in options) == (name not in ("fomaml", "reptile"))
 
 
 def test_boil_needs_a_body() -> None:

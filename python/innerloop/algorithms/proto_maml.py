@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -25,33 +23,23 @@ class ProtoMAML(MAML):
     The model's last module with parameters must be an nn.Linear with a bias, whose output is the model's.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.head = head_path(self.model)
-        self.head_names = head_parameters(self.model)
-        head = self.model.get_submodule(self.head)
+    def adapted(self) -> None:
+        """All parameters, the head's among them."""
+        head = self.model.get_submodule(head_path(self.model))
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise ValueError(f"model ends in {type(head).__name__}, expected an nn.Linear with a bias as its head")
 
     def initial_parameters(self, tasks: TaskBatch) -> dict[str, Tensor]:
         """θ₀ by name: the model's own, and a head [T, ...] for each task."""
-        ways = self.model.get_parameter(self.head_names[0]).shape[0]
+        weight, bias = head_parameters(self.model)
+        ways = self.model.get_parameter(weight).shape[0]
         if tasks.ways != ways:
             raise ValueError(f"tasks has {tasks.ways} ways, but the model's head has {ways} outputs: make them equal")
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
-        centres = torch.cat([self._prototypes(parameters, task, ways) for task in tasks])  # [T, N, D]
-        weight, bias = self.head_names
-        return parameters | {weight: 2 * centres, bias: -(centres**2).sum(2)}
-
-    def _prototypes(self, parameters: dict[str, Tensor], task: TaskBatch, ways: int) -> Tensor:
-        """[1, N, D] of a batch of one task."""
         body = FunctionalModel(self.model, self.bn)
-        body.module.set_submodule(self.head, nn.Identity())
-        body.start_task()
-        support_x, support_y, mask = task.support_x[0], task.support_y, task.support_mask
-        if mask is not None:
-            support_x, support_y = support_x[mask[0]], support_y[mask][None]
-        return prototypes(body.support(parameters, support_x)[None], support_y, ways)
+        body.module.set_submodule(head_path(self.model), nn.Identity())
+        centres = torch.cat([_prototypes(body, parameters, task, ways) for task in tasks])  # [T, N, D]
+        return parameters | {weight: 2 * centres, bias: -(centres**2).sum(2)}
 
     def forward(self, tasks: TaskBatch) -> Result:
         inner = self.inner_loop(classification=True)
@@ -62,6 +50,15 @@ class ProtoMAML(MAML):
         x, y = support_x[None], support_y[None]
         with torch.no_grad():
             initial = self.initial_parameters(TaskBatch(x, y, x, y))
-        own = {name: initial[name][0] if name in self.head_names else initial[name] for name in initial}
+        own = initial | {name: initial[name][0] for name in head_parameters(self.model)}
         adapted = engines.adapt(self.model, support_x, support_y, inner, self.engine, own)
         return FunctionalModel(self.model, inner.bn).as_module(adapted, support_x)
+
+
+def _prototypes(body: FunctionalModel, parameters: dict[str, Tensor], task: TaskBatch, ways: int) -> Tensor:
+    """[1, N, D] of a batch of one task."""
+    body.start_task()
+    support_x, support_y, mask = task.support_x[0], task.support_y, task.support_mask
+    if mask is not None:
+        support_x, support_y = support_x[mask[0]], support_y[mask][None]
+    return prototypes(body.support(parameters, support_x)[None], support_y, ways)
