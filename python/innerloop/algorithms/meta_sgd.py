@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from innerloop.algorithms.maml import MAML
 from innerloop.engine import Engine
-from innerloop.inner_loop import BatchNormMode
+from innerloop.inner_loop import BatchNormMode, InnerLR
 from innerloop.losses import Loss
 
 
@@ -47,9 +47,9 @@ class MetaSGD(MAML):
         #: α of each of the model's parameters, in the order of model.parameters().
         self.rates = nn.ParameterList(torch.full_like(parameter, inner_lr) for parameter in model.parameters())
 
-    def learning_rates(self) -> dict[str, Tensor] | float:
+    def learning_rates(self) -> InnerLR:
         if "rates" not in self._modules:  # while the constructor checks its options
-            return self.inner_lr  # type: ignore[return-value]
+            return self.inner_lr
         # An α for all steps says so by its shape: a vector of K numbers could be one for each step.
         return {
             name: rate.expand(self.inner_steps, *rate.shape)

@@ -67,7 +67,7 @@ def update_module(
                 stacklevel=2,
             )
         for parameter, update in zip(parameters, updates, strict=False):
-            parameter.update = update  # type: ignore[attr-defined]
+            parameter.update = update  # type: ignore[attr-defined]  # where learn2learn's users put it too
     for part in module.modules():
         for slots in _slots(part):
             for name, tensor in slots.items():

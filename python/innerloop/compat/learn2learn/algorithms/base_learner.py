@@ -20,7 +20,7 @@ class BaseLearner(nn.Module):
 
     def __init__(self, module: nn.Module | None = None) -> None:
         super().__init__()
-        self.module = module  # type: ignore[assignment]
+        self.module = module  # type: ignore[assignment]  # None, as learn2learn allows, is for a subclass to replace
 
     def __getattr__(self, attr: str) -> Any:
         try:
