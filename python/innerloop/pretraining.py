@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from innerloop.contract import EmbeddingAlgorithm, Result, embed_tasks
 from innerloop.tasks import TaskBatch
+
+#: Training settings: tasks of one class, with a support and a query sample, are minibatches of 128 images.
+MINIBATCHES = {"steps": 2000, "meta_batch_size": 64, "ways": 1, "queries": 1, "clip": 0.0}
 
 
 class PretrainedEmbedding(EmbeddingAlgorithm):
@@ -21,6 +25,8 @@ class PretrainedEmbedding(EmbeddingAlgorithm):
         model: an embedding, [N, ...] to [N, ...].
         classifier: maps embeddings [..., D] to a logit for each training class; learned, and not used afterwards.
     """
+
+    training_defaults: ClassVar = MINIBATCHES
 
     def __init__(self, model: nn.Module, classifier: nn.Module) -> None:
         super().__init__(model)

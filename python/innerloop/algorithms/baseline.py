@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ class Baseline(PretrainedEmbedding):
         probe_lr: size of these steps.
         weight_decay: of the classifier fitted to a support set.
     """
-
-    training_defaults: ClassVar = {"steps": 2000, "meta_batch_size": 64, "ways": 1, "queries": 1, "clip": 0.0}
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +32,6 @@ class BaselinePP(PretrainedEmbedding):
         probe_lr: size of these steps.
         weight_decay: of the classifier fitted to a support set.
     """
-
-    training_defaults: ClassVar = {"steps": 2000, "meta_batch_size": 64, "ways": 1, "queries": 1, "clip": 0.0}
 
     def __init__(
         self,

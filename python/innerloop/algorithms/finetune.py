@@ -13,7 +13,7 @@ from innerloop.contract import Algorithm, Result, embed_tasks
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode, InnerLoop
 from innerloop.models import Shape, output_shape
-from innerloop.pretraining import pretraining_result
+from innerloop.pretraining import MINIBATCHES, pretraining_result
 from innerloop.tasks import TaskBatch
 
 
@@ -41,7 +41,7 @@ class FineTune(Algorithm):
     """
 
     needs_head = False
-    training_defaults: ClassVar = {"steps": 2000, "meta_batch_size": 64, "ways": 1, "queries": 1, "clip": 0.0}
+    training_defaults: ClassVar = MINIBATCHES
 
     def __init__(
         self,

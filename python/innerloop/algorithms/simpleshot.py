@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,6 @@ class SimpleShot(PretrainedEmbedding):
         transform: of the embeddings, in the paper's names: "cl2n" centres and normalises, "l2n" normalises, "un" leaves
             them: the nearest class mean.
     """
-
-    training_defaults: ClassVar = {"steps": 2000, "meta_batch_size": 64, "ways": 1, "queries": 1, "clip": 0.0}
 
     #: Of the running mean of training embeddings: the weight of the newest batch, a tenth of BatchNorm's.
     MOMENTUM = 0.01
