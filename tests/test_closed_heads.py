@@ -136,11 +136,23 @@ def test_the_solution_is_feasible_and_its_duality_gap_closed(
     weights, dual, residual, _ = ops.svm_solve(x, labels, classes, C=c)
     target = reference.one_hot(labels, classes, x.dtype)
     assert (dual <= c * target + 1e-12 * c).all()
-    torch.testing.assert_close(dual.sum(2), torch.zeros(tasks, samples, dtype=x.dtype), rtol=0, atol=1e-12 * c)
+    torch.testing.assert_close(dual.sum(2), torch.zeros(tasks, samples, dtype=x.dtype), rtol=0, atol=1e-14 * c)
     torch.testing.assert_close(weights, dual.mT @ x)
     primal, below = reference.svm_objectives(x @ x.mT, labels, dual, c)
     torch.testing.assert_close(residual * primal, primal - below, rtol=1e-3, atol=1e-12 * c * samples)
     assert (primal - below <= 1e-9 * primal + 1e-12 * c * samples).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 100.0])
+@pytest.mark.parametrize("samples", [4, 12])
+def test_a_singular_gram_matrix_leaves_the_solution_feasible(samples: int, scale: float) -> None:
+    # Fewer dimensions than samples, a sample twice, and a C at which no bound is active: the Newton systems' condition
+    # is that of their ridge.
+    x = scale * embeddings(50, samples, 2, seed=0)
+    x[:, 1] = x[:, 0]
+    labels = torch.arange(samples).remainder(3).expand(50, samples)
+    dual = ops.svm_solve(x, labels, 3, C=100.0)[1]
+    torch.testing.assert_close(dual.sum(2), torch.zeros(50, samples, dtype=x.dtype), rtol=0, atol=1e-12)
 
 
 def test_masked_samples_count_nowhere() -> None:

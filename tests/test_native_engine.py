@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -200,6 +200,8 @@ def cases(draw: st.DrawFn) -> Case:
     tasks = random_tasks(shape, count, support, query, ways, regression, seed)
     if draw(st.booleans()) and tasks.support_y.shape[1] > ways:
         tasks = masked(tasks)
+        # The last class may have lost all its samples, and the head would have an output too many.
+        assume(regression or tasks.ways == ways)
     inner_lr, learned = rates(draw(st.sampled_from(RATES)), model, steps, draw(st.sampled_from([0.001, 0.01, 0.05])))
     names = [name for name, _ in model.named_parameters()]
     adapt = draw(st.sampled_from([None, None, names[-2:], names[:1]]))

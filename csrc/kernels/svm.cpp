@@ -81,8 +81,9 @@ class Task {
   std::vector<int64_t> rows_;
 };
 
-// The system (K + diag D[k] + ρ) x[k] + ν = b[k] for every class k, Σₖ x[k] = e, which the classes share through ν
-// [samples] alone: one factor a class, and one of the Schur complement Σₖ (K + diag D[k] + ρ)⁻¹.
+// The system (K + diag D[k]) x[k] + ν = b[k] for every class k, Σₖ x[k] = 0, which the classes share through ν
+// [samples] alone: one factor of K + diag D[k] + ρ a class, and one of the Schur complement Σₖ (K + diag D[k] + ρ)⁻¹.
+// The ridge ρ decides directions that K and D leave open; refinement takes its effect out of the others.
 class KktSystem {
  public:
   explicit KktSystem(const Task& task)
@@ -91,9 +92,14 @@ class KktSystem {
         factors_(task.classes * n_ * n_),
         inverse_(n_ * n_),
         schur_(n_ * n_),
-        part_(n_) {}
+        part_(n_),
+        product_(task.classes * n_),
+        left_(task.classes * n_),
+        left_sums_(n_) {}
 
+  // D: curvature [classes, samples], which solve() reads too.
   bool factorise(const double* curvature, double ridge) {
+    curvature_ = curvature;
     std::fill(schur_.begin(), schur_.end(), 0.0);
     for (int64_t k = 0; k < task_.classes; ++k) {
       double* factor = factors_.data() + k * n_ * n_;
@@ -105,8 +111,29 @@ class KktSystem {
     return cholesky(schur_.data(), n_) == n_;
   }
 
-  // Overwrites x, which holds b, with the solution; sums holds e and receives ν.
-  void solve(double* x, double* sums) {
+  // From b to x [classes, samples] and ν, in so many rounds of which the first solves and the others refine.
+  void solve(const double* b, double* x, double* nu, int rounds) {
+    std::fill_n(x, task_.classes * n_, 0.0);
+    std::fill_n(nu, n_, 0.0);
+    for (int round = 0; round < rounds; ++round) {
+      task_.multiply(x, product_.data());
+      std::fill(left_sums_.begin(), left_sums_.end(), 0.0);
+      for (int64_t k = 0; k < task_.classes; ++k) {
+        for (int64_t i = 0; i < n_; ++i) {
+          const int64_t at = k * n_ + i;
+          left_[at] = b[at] - product_[at] - curvature_[at] * x[at] - nu[i];
+          left_sums_[i] -= x[at];
+        }
+      }
+      solve_with_ridge(left_.data(), left_sums_.data());
+      add(x, left_.data(), 1, task_.classes * n_);
+      add(nu, left_sums_.data(), 1, n_);
+    }
+  }
+
+ private:
+  // Overwrites x, which holds b, with the solution; sums holds Σₖ x[k] and receives ν.
+  void solve_with_ridge(double* x, double* sums) {
     for (int64_t i = 0; i < n_; ++i) sums[i] = -sums[i];
     for (int64_t k = 0; k < task_.classes; ++k) {
       solve_class(k, x + k * n_);
@@ -120,7 +147,6 @@ class KktSystem {
     }
   }
 
- private:
   // schur += (UᵀU)⁻¹, its upper triangle: VᵀV with the lower triangular V = U⁻ᵀ.
   void add_inverse(const double* u) {
     for (int64_t p = 0; p < n_; ++p) {
@@ -148,7 +174,8 @@ class KktSystem {
 
   const Task& task_;
   const int64_t n_;
-  Doubles factors_, inverse_, schur_, part_;
+  const double* curvature_ = nullptr;
+  Doubles factors_, inverse_, schur_, part_, product_, left_, left_sums_;
 };
 
 // In units of C: a = α/C and the Gram matrix C·K, so that the slacks s = (k = y) − a of a sample sum up to 1. Every
@@ -168,6 +195,7 @@ class InteriorPoint {
         nu_(n_),
         gradient_(size_),
         curvature_(size_),
+        wanted_(size_),
         step_(size_),
         step_z_(size_),
         step_nu_(n_) {
@@ -210,16 +238,31 @@ class InteriorPoint {
     newton();
     const double length = std::min(1.0, std::max(0.995, 1 - mu) * longest_step());
     for (int64_t i = 0; i < size_; ++i) {
-      a[i] += length * step_[i];
       s[i] -= length * step_[i];
       z[i] += length * step_z_[i];
     }
     add(nu_.data(), step_nu_.data(), length, n_);
+    take_slacks();
     return true;
   }
 
  private:
   double is_label(int64_t k, int64_t i) const { return task_.labels[i] == k ? 1 : 0; }
+
+  // The slacks of a sample add up to 1 again, which rounding changes a little at each step, and a follows them: of the
+  // label's class by the others' slacks, as its own may be too near 1 to tell a small a.
+  void take_slacks() {
+    for (int64_t i = 0; i < n_; ++i) {
+      const int64_t label = task_.labels[i];
+      double others = 0;
+      for (int64_t k = 0; k < task_.classes; ++k) others += k == label ? 0 : s[k * n_ + i];
+      const double total = others + s[label * n_ + i];
+      for (int64_t k = 0; k < task_.classes; ++k) {
+        s[k * n_ + i] /= total;
+        a[k * n_ + i] = k == label ? others / total : -s[k * n_ + i];
+      }
+    }
+  }
 
   void update_gradient() {
     task_.multiply(a.data(), gradient_.data());
@@ -261,11 +304,10 @@ class InteriorPoint {
     for (int64_t k = 0; k < task_.classes; ++k) {
       for (int64_t i = 0; i < n_; ++i) {
         const int64_t at = k * n_ + i;
-        step_[at] = -(gradient_[at] + z[at] + nu_[i]) - step_z_[at] / s[at];
+        wanted_[at] = -(gradient_[at] + z[at] + nu_[i]) - step_z_[at] / s[at];
       }
     }
-    std::fill(step_nu_.begin(), step_nu_.end(), 0.0);
-    system_.solve(step_.data(), step_nu_.data());
+    system_.solve(wanted_.data(), step_.data(), step_nu_.data(), 2);
     for (int64_t i = 0; i < size_; ++i) step_z_[i] = (step_z_[i] + z[i] * step_[i]) / s[i];
   }
 
@@ -289,7 +331,7 @@ class InteriorPoint {
   const Task& task_;
   const int64_t n_, size_;
   KktSystem system_;
-  Doubles nu_, gradient_, curvature_, step_, step_z_, step_nu_, largest_;
+  Doubles nu_, gradient_, curvature_, wanted_, step_, step_z_, step_nu_, largest_;
 };
 
 // What is added to the diagonal of systems that may be singular, relative to the largest element of the Gram matrix's.
@@ -330,27 +372,13 @@ bool svm_kkt_solve(const SvmProblem& problem, const double* curvature, const dou
   std::fill_n(solution, problem.samples * problem.classes, 0.0);
   if (task.samples == 0 || task.classes == 1) return true;
   const int64_t n = task.samples, size = n * task.classes;
-  Doubles diagonal(size), wanted(size), total(size), product(size), x(size), nu(n), shared(n, 0.0);
+  Doubles diagonal(size), wanted(size), x(size), nu(n);
   task.gather(curvature, diagonal.data());
   task.gather(right, wanted.data());
   KktSystem system(task);
   if (!system.factorise(diagonal.data(), derivative_ridge * task.largest_diagonal())) return false;
-  // The ridge decides directions that K and the curvature leave open; refinement takes its effect out of the others.
-  for (int round = 0; round < 3; ++round) {
-    task.multiply(total.data(), product.data());
-    for (int64_t k = 0; k < task.classes; ++k) {
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = k * n + i;
-        x[at] = wanted[at] - product[at] - diagonal[at] * total[at] - shared[i];
-      }
-    }
-    std::fill(nu.begin(), nu.end(), 0.0);
-    for (int64_t k = 0; k < task.classes; ++k) add(nu.data(), total.data() + k * n, -1, n);
-    system.solve(x.data(), nu.data());
-    add(total.data(), x.data(), 1, size);
-    add(shared.data(), nu.data(), 1, n);
-  }
-  task.scatter(total.data(), solution);
+  system.solve(wanted.data(), x.data(), nu.data(), 3);
+  task.scatter(x.data(), solution);
   return true;
 }
 
