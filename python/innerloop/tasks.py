@@ -140,6 +140,10 @@ class TaskBatch:
 
         return self._map(move)
 
+    def clone(self) -> TaskBatch:
+        """Every tensor copied."""
+        return self._map(torch.clone)
+
     def pin_memory(self) -> TaskBatch:
         """Every tensor in page-locked memory, so that copies to a GPU overlap with work on it."""
         return self._map(Tensor.pin_memory)
