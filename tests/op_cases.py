@@ -205,6 +205,33 @@ FIRST_ORDER_CASES = [
         ("diagonal", 3, MASK, {"C": 0.3, "diagonal": 1.0}),
     )
 ]
+
+
+def unrolled(steps: int, coordinates: int, hidden: int, p: float = 0.5, **averaging: int) -> OpCase:
+    """coordinate_lstm of gradients, state and weights; where p is 0.5, gradients are on either side of its threshold.
+    The coordinates of a task take the place of tasks."""
+
+    def bound(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+        return lambda *tensors: function(*tensors, p=p, **averaging)
+
+    shapes = (
+        *((steps, coordinates), (4, hidden, coordinates)),
+        *((4 * hidden, hidden + 3), (4 * hidden, 2 * hidden + 1), (hidden + 1,)),
+    )
+    variant = "-".join(f"{key}={value}" for key, value in averaging.items())
+    name = f"coordinate_lstm-{steps}x{coordinates}x{hidden}-{variant}".rstrip("-")
+    return OpCase(name, shapes, bound(ops.coordinate_lstm), bound(reference.coordinate_lstm))
+
+
+# Sizes that fill a block of coordinates and leave a remainder, and more than one range that threads share.
+UNROLLED_CASES = [
+    unrolled(3, 2, 2),
+    unrolled(1, 5, 1),
+    unrolled(4, 37, 20, p=10.0),
+    unrolled(1, 300, 20),
+    unrolled(20, 600, 5),
+    unrolled(3, 4, 2, averaged=1, tasks=2),
+]
 # The cases whose every derivative is cheap enough to be taken element by element.
 SMALL_CASES = [case for case in CASES if all(torch.Size(shape).numel() <= 30 for shape in case.shapes)]
 
@@ -237,6 +264,11 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
         "gram_matrix": (random(T, S, D),),
         "combine_rows": (random(T, Q, N), random(T, N, D)),
         "solve_positive_definite": (gram.clone().requires_grad_(), random(T, S, N)),
+        "coordinate_lstm": (random(3, Q), random(4, 2, Q), random(8, 5), random(8, 5), random(3), 0.5),
+        "coordinate_lstm_backward": (
+            *(random(3, Q).detach(), random(4, 2, Q).detach(), random(3, Q).detach(), random(4, 2, Q).detach()),
+            *(random(8, 5).detach(), random(8, 5).detach(), random(3).detach(), 0.5, True),
+        ),
         "svm_weights": (random(T, S, D), labels, 3, 0.1, 50, 1e-10, 0.0),
         "svm_kkt_solve": (
             random(T, S, 3).detach(),
@@ -258,7 +290,7 @@ def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None
 
 
 def main() -> None:
-    for case in (*CASES, *FIRST_ORDER_CASES):
+    for case in (*CASES, *FIRST_ORDER_CASES, *UNROLLED_CASES):
         for dtype in (torch.float64, torch.float32):
             assert_agrees(case, dtype)
             leaves = [tensor.requires_grad_() for tensor in case.inputs(dtype)]

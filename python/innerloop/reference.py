@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -187,3 +189,47 @@ def svm_objectives(gram: Tensor, labels: Tensor, dual: Tensor, C: float) -> tupl
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """[..., N]; zeros for a label of -1."""
     return (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(dtype)
+
+
+def coordinate_lstm(
+    gradients: Tensor,
+    state: Tensor,
+    first: Tensor,
+    second: Tensor,
+    output: Tensor,
+    p: float = 10.0,
+    averaged: int = 0,
+    tasks: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Twin of :func:`innerloop.ops.coordinate_lstm`."""
+    h1, c1, h2, c2 = state
+    updates = []
+    for gradient in gradients:
+        h1, c1 = _lstm_cell(first, log_and_sign(gradient, p), h1, c1)
+        h1 = _averaged(h1, averaged, tasks)
+        h2, c2 = _lstm_cell(second, h1, h2, c2)
+        h2 = _averaged(h2, averaged, tasks)
+        updates.append(output[:-1] @ h2 + output[-1])
+    return torch.stack(updates) if updates else gradients.clone(), torch.stack((h1, c1, h2, c2))
+
+
+def log_and_sign(gradient: Tensor, p: float) -> Tensor:
+    """Gradients [C] as the learned optimizer sees them, [2, C] (Andrychowicz et al. 2016, appendix A)."""
+    large = gradient.abs() >= math.exp(-p)
+    size = torch.where(large, gradient, 1).abs().log() / p
+    return torch.stack((torch.where(large, size, -1), torch.where(large, gradient.sign(), math.exp(p) * gradient)))
+
+
+def _lstm_cell(weights: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Of columns: x [inputs, C], h and c [H, C]."""
+    i, f, g, o = (weights @ torch.cat((x, h, torch.ones_like(h[:1])))).chunk(4)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _averaged(h: Tensor, count: int, tasks: int) -> Tensor:
+    """The first rows of h [H, C] replaced by their means over the coordinates of each task."""
+    if count == 0:
+        return h
+    own = h[:count].unflatten(1, (tasks, -1))
+    return torch.cat((own.mean(2, keepdim=True).expand_as(own).flatten(1), h[count:]))

@@ -5,6 +5,7 @@ direct call of a custom op wrongly without a word.
 """
 
 from innerloop.ops.attention_classify import attention_classify
+from innerloop.ops.coordinate_lstm import coordinate_lstm
 from innerloop.ops.inner_update import inner_update
 from innerloop.ops.pairwise_distance import pairwise_distance
 from innerloop.ops.prototype_logits import prototype_logits, prototype_loss
@@ -15,6 +16,7 @@ from innerloop.ops.svm_head import SvmSolution, svm_head, svm_solve
 __all__ = [
     "SvmSolution",
     "attention_classify",
+    "coordinate_lstm",
     "inner_update",
     "pairwise_distance",
     "prototype_logits",
