@@ -22,6 +22,7 @@ _LAZY = {
     "data": "innerloop.data",
     "models": "innerloop.models",
     "ops": "innerloop.ops",
+    "SecondOrderWarning": "innerloop.second_order",
 }
 
 __all__ = [

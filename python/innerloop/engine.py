@@ -160,6 +160,10 @@ def maml_loss(
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it and what was expected.
+
+    Warns:
+        SecondOrderWarning: the model has attention or recurrent kernels without a second derivative, and slower ones
+            take their place; once for a model.
     """
     check_engine(engine)
     network = None if engine == "torch" or torch.compiler.is_compiling() else lowered(model)

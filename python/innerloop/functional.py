@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from innerloop.inner_loop import BatchNormMode
+from innerloop.second_order import Kernels
 
 # A subclass with a forward of its own may do more than normalise: it is run as it is and follows train() and eval().
 _BATCH_NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -138,9 +139,13 @@ class FunctionalModel:
 
     Args:
         model: any module. bn: BatchNorm's mode. elementary: see :class:`TaskBatchNorm`.
+        second_order: whether the support passes are differentiated twice; kernels that cannot be are replaced then
+            (:mod:`innerloop.second_order`).
     """
 
-    def __init__(self, model: nn.Module, bn: BatchNormMode, elementary: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, bn: BatchNormMode, elementary: bool = False, second_order: bool = False
+    ) -> None:
         self._norms: list[TaskBatchNorm] = []
 
         def task_norm(module: nn.Module) -> nn.Module | None:
@@ -151,6 +156,15 @@ class FunctionalModel:
 
         copies = copy_structure(model, task_norm)
         self.module = copies[id(model)]
+        for (
+            twin
+        ) in copies.values():  # not their fast path: it reads the layers' weights, and calls no forward of theirs
+            if isinstance(twin, nn.TransformerEncoderLayer):
+                twin.activation_relu_or_gelu = 0
+            elif isinstance(twin, nn.TransformerEncoder):
+                twin.use_nested_tensor = False
+        self._kernels = Kernels(model, self.module, second_order)
+        self._is_first_pass = True
         self._buffers = [(twin, dict(twin._buffers)) for twin in copies.values() if twin._buffers]
         self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
         first_name: dict[int, str] = {}
@@ -169,6 +183,7 @@ class FunctionalModel:
         """Give the buffers the model's values again, whatever an earlier task's passes wrote."""
         for module, buffers in self._buffers:
             module._buffers = {name: None if value is None else value.clone() for name, value in buffers.items()}
+        self._is_first_pass = True
 
     def set(self, parameters: Mapping[str, Tensor]) -> None:
         """Put parameters into their places, by the names that model.named_parameters() gives."""
@@ -180,7 +195,12 @@ class FunctionalModel:
 
     def support(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs for the support set, whose BatchNorm statistics the query passes after it may read."""
-        return self._run(parameters, x, recording=True)
+        is_first, self._is_first_pass = self._is_first_pass, False
+        outputs = self._run(parameters, x, recording=True)
+        if is_first and self._kernels.must_repeat(outputs, (x, *parameters.values())):
+            self.start_task()
+            return self.support(parameters, x)
+        return outputs
 
     def query(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs for the query set."""
@@ -201,4 +221,5 @@ class FunctionalModel:
         for norm in self._norms:
             norm.recording = recording
         self.set(parameters)
-        return self.module(x)
+        with self._kernels.chosen():
+            return self.module(x)

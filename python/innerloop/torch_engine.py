@@ -123,7 +123,8 @@ def _loss(outputs: Tensor, targets: Tensor, loss: Loss, name: str, ways: int | N
 def _loop_over_tasks(
     model: nn.Module, parameters: Parameters, per_task: set[str], tasks: TaskBatch, inner: InnerLoop
 ) -> tuple[Tensor, Tensor]:
-    functional = FunctionalModel(model, inner.bn)
+    second_order = torch.is_grad_enabled() and inner.steps > 0 and not inner.first_order
+    functional = FunctionalModel(model, inner.bn, second_order=second_order)
     totals, outputs = [], []
     for index in range(tasks.num_tasks):
         support_mask = None if tasks.support_mask is None else tasks.support_mask[index]
