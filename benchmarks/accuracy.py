@@ -86,6 +86,7 @@ ENTRIES = [
     Entry("baseline_pp", "baseline_pp"),
     Entry("finetune", "finetune", variants={"finetune, transductive": {"bn": "transductive"}}),
     Entry("simpleshot", "simpleshot", variants={"simpleshot, untransformed: nearest mean": {"transform": "un"}}),
+    Entry("maml_pp", "maml_pp", ways=(5, 20)),
     Entry("maml", "maml", ways=(5, 20)),
     Entry("anil", "anil", ways=(5, 20)),
     Entry("finetune, no pre-training", "finetune", {"pretraining": "none"}, budget=0.0,

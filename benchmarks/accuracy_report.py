@@ -32,10 +32,11 @@ attention over the support samples | Vinyals et al. 2016 |
 | `finetune` | as `baseline`, or `--pretraining none`: nothing | gradient steps on the whole network | the transfer \
 baseline, and the floor |
 | `maml` | an initialisation | gradient steps from it | Finn et al. 2017 |
+| `maml_pp` | an initialisation, and step sizes, γ and β of each step | gradient steps from it | Antoniou et al. 2019 |
 | `anil` | a body, and a head's initialisation | gradient steps on the head | Raghu et al. 2020 |
 
-All but `maml` and `anil` take any number of classes, whatever they were trained with. All but these two and `finetune`
-compare embeddings, and evaluation embeds each test image once.
+All but `maml`, `maml_pp` and `anil` take any number of classes, whatever they were trained with. All but these and
+`finetune` compare embeddings, and evaluation embeds each test image once.
 
 ## Test accuracy
 
@@ -49,14 +50,15 @@ tasks of one training, and says nothing of another seed.
     .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/accuracy_report.py
 
 A table for each thing that BatchNorm normalises test tasks with ([numerics.md](numerics.md)): they do not compare like
-with like. `maml` and `anil`, whose heads have as many outputs as a task has classes, are trained once for each number
-of ways, by the same budget. CPU time is of training and validation, one thread ({processor})."""
+with like. `maml`, `maml_pp` and `anil`, whose heads have as many outputs as a task has classes, are trained once for
+each number of ways, by the same budget. CPU time is of training and validation, one thread ({processor})."""
 
 #: In what order, and under what words, the tables by BatchNorm's mode come.
 _MODES = {
     "running": "Running statistics: each test image is embedded by itself.",
     "support": "The support set's statistics:",
     "transductive": "Transductive, the statistics of the support set, then of the task's queries together:",
+    "per_step": "Transductive, with a γ and a β of each inner step (MAML++):",
 }
 
 _PAPERS = """\
@@ -106,6 +108,8 @@ def document(results: dict[str, Any]) -> Iterator[str]:
     yield from _INTRODUCTION.format(**facts).splitlines()
     for mode, words in _MODES.items():
         chosen = {title: trainings for title, trainings in rows.items() if bn_of(trainings) == mode}
+        if not chosen:
+            continue
         yield from ("", words, "")
         yield from table(["", *HEAD, "CPU time, s"], (accuracy_row(title, row) for title, row in chosen.items()))
     yield from ("", "The commands, in the order of the rows (those without one are not trained by a command):", "")

@@ -1,4 +1,5 @@
-"""The algorithms that learn an embedding or transfer one: a small problem that each of them can learn, and its options.
+"""Algorithms that learn an embedding, or transfer one, or adapt a network: a small problem that each of them can learn,
+and its options.
 
 Another algorithm is another line of CASES.
 """
@@ -23,12 +24,13 @@ TRAINING_CLASSES = 24
 
 @dataclass(frozen=True)
 class Case:
-    """An algorithm by name with its options, and the tasks of a short training."""
+    """An algorithm by name with its options, and the tasks of a short training; ways: of its head, if it has one."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=lambda: EPISODES)
     learns: bool = True
+    ways: int | None = None
 
     @property
     def id(self) -> str:
@@ -56,6 +58,7 @@ CASES = [
     Case("simpleshot", {"transform": "un"}, MINIBATCHES),
     Case("finetune", {"inner_steps": 3, "inner_lr": 0.1}, MINIBATCHES),
     Case("finetune", {"inner_steps": 3, "pretraining": "none"}, learns=False),
+    Case("maml_pp", {"inner_steps": 2}, {**MORE_EPISODES, "ways": 3}, ways=3),
 ]
 
 
@@ -72,9 +75,10 @@ def data() -> ClassDataset:
 
 def build(case: Case, dropout: float = 0.0) -> Algorithm:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(dropout)
-    )
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
+    if case.ways is not None:
+        layers += [nn.Flatten(), nn.Linear(8 * 4 * 4, case.ways)]
+    model = nn.Sequential(*layers)
     cls = innerloop.get(case.name)
     known = {"input_shape": SHAPE, "training_classes": TRAINING_CLASSES}
     facts = {name: value for name, value in known.items() if name in inspect.signature(cls).parameters}

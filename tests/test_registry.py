@@ -13,8 +13,8 @@ import innerloop
 from innerloop.registry import PluginError, Registry, UnknownNameError, algorithms
 
 BUILT_INS = {
-    "anil", "baseline", "baseline_pp", "boil", "finetune", "fomaml", "maml", "matching_net", "meta_sgd", "metaoptnet",
-    "proto_maml", "protonet", "r2d2", "relation_net", "reptile", "simpleshot",
+    "anil", "baseline", "baseline_pp", "boil", "finetune", "fomaml", "maml", "maml_pp", "matching_net", "meta_sgd",
+    "metaoptnet", "proto_maml", "protonet", "r2d2", "relation_net", "reptile", "simpleshot",
 }  # fmt: skip
 
 GOOD = """

@@ -61,7 +61,9 @@ class Algorithm(nn.Module, ABC):
     shape of one sample, ``training_classes`` the number of classes to train on.
 
     A class attribute or instance attribute ``inner_steps`` (int), where an algorithm has one, is what evaluation
-    changes for ``inner_steps=``; ``bn`` (str), where it has one, is recorded with every result.
+    changes for ``inner_steps=``; ``bn`` (str), where it has one, is recorded with every result. An algorithm that
+    changes in the course of training has an instance attribute ``training_steps`` (int), which :func:`innerloop.fit`
+    sets to the number of outer steps, and counts those done in a buffer, so that a resumed run goes on with them.
     """
 
     #: Whether the model keeps a classification head of its own (``ways`` outputs); embedding methods set False.

@@ -394,7 +394,8 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
     return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
-_BN_CODES = {"transductive": 0, "support": 1, "running": 2}
+# "per_step" is left where a model has no BatchNorm: PerStepBatchNorm does not lower.
+_BN_CODES = {"transductive": 0, "support": 1, "running": 2, "per_step": 0}
 
 
 def _settings(

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from innerloop.inner_loop import BatchNormMode
+from innerloop.inner_loop import AnyBatchNormMode
+from innerloop.norms import PerStepBatchNorm, is_batch_norm
 from innerloop.second_order import Kernels
 
-# A subclass with a forward of its own may do more than normalise: it is run as it is and follows train() and eval().
-_BATCH_NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _CONTAINERS = (list, tuple, dict, OrderedDict)
 
 
@@ -50,7 +49,7 @@ class TaskBatchNorm(nn.Module):
     support_mean: Tensor | None
     support_var: Tensor | None
 
-    def __init__(self, source: _BatchNorm, mode: BatchNormMode, elementary: bool) -> None:
+    def __init__(self, source: _BatchNorm, mode: AnyBatchNormMode, elementary: bool) -> None:
         super().__init__()
         self._parameters = dict(source._parameters)
         self._buffers = {**source._buffers, "support_mean": None, "support_var": None}
@@ -141,16 +140,24 @@ class FunctionalModel:
         model: any module. bn: BatchNorm's mode. elementary: see :class:`TaskBatchNorm`.
         second_order: whether the support passes are differentiated twice; kernels that cannot be are replaced then
             (:mod:`innerloop.second_order`).
+        collecting: passes move the running statistics of the model's PerStepBatchNorm layers that are in train(): the
+            only thing of a model that is ever written.
     """
 
     def __init__(
-        self, model: nn.Module, bn: BatchNormMode, elementary: bool = False, second_order: bool = False
+        self,
+        model: nn.Module,
+        bn: AnyBatchNormMode,
+        elementary: bool = False,
+        second_order: bool = False,
+        collecting: bool = False,
     ) -> None:
         self._norms: list[TaskBatchNorm] = []
 
         def task_norm(module: nn.Module) -> nn.Module | None:
-            if not isinstance(module, _BatchNorm) or type(module).forward not in _BATCH_NORM_FORWARDS:
+            if not is_batch_norm(module):
                 return None
+            assert isinstance(module, _BatchNorm)
             self._norms.append(TaskBatchNorm(module, bn, elementary))
             return self._norms[-1]
 
@@ -165,7 +172,13 @@ class FunctionalModel:
                 twin.use_nested_tensor = False
         self._kernels = Kernels(model, self.module, second_order)
         self._is_first_pass = True
-        self._buffers = [(twin, dict(twin._buffers)) for twin in copies.values() if twin._buffers]
+        self._per_step = [twin for twin in copies.values() if isinstance(twin, PerStepBatchNorm)]
+        for norm in self._per_step:
+            norm.collecting = collecting and norm.training
+        collected = {id(norm) for norm in self._per_step if norm.collecting}
+        self._buffers = [
+            (twin, dict(twin._buffers)) for twin in copies.values() if twin._buffers and id(twin) not in collected
+        ]
         self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
         first_name: dict[int, str] = {}
         for path, module in self.module.named_modules():
@@ -193,33 +206,41 @@ class FunctionalModel:
                 if isinstance(module, nn.RNNBase):
                     gather_flat_weights(module)
 
-    def support(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs for the support set, whose BatchNorm statistics the query passes after it may read."""
+    def support(self, parameters: Mapping[str, Tensor], x: Tensor, steps: int = 0) -> Tensor:
+        """Outputs for the support set, whose BatchNorm statistics the query passes after it may read.
+
+        steps: inner steps that led to these parameters.
+        """
         is_first, self._is_first_pass = self._is_first_pass, False
-        outputs = self._run(parameters, x, recording=True)
+        outputs = self._run(parameters, x, recording=True, set_of_norms=steps)
         if is_first and self._kernels.must_repeat(outputs, (x, *parameters.values())):
             self.start_task()
-            return self.support(parameters, x)
+            return self.support(parameters, x, steps)
         return outputs
 
-    def query(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs for the query set."""
-        return self._run(parameters, x, recording=False)
+    def query(self, parameters: Mapping[str, Tensor], x: Tensor, steps: int = 0) -> Tensor:
+        """Outputs for the query set; see :meth:`support`."""
+        return self._run(parameters, x, recording=False, set_of_norms=max(0, steps - 1))
 
-    def as_module(self, parameters: Mapping[str, Tensor], support_x: Tensor) -> nn.Module:
-        """A module for queries alone, with these parameters and, where it reads them, the support set's statistics."""
+    def as_module(self, parameters: Mapping[str, Tensor], support_x: Tensor, steps: int = 0) -> nn.Module:
+        """A module for queries alone, with these parameters and, where it reads them, the support set's statistics;
+        steps as in :meth:`support`."""
         self.start_task()
         self.set({name: nn.Parameter(value.clone(), requires_grad=False) for name, value in parameters.items()})
         with torch.no_grad():
             if self.reads_support_statistics:
                 self.module(support_x)
-        for norm in self._norms:
-            norm.recording = False
+        self._prepare(recording=False, set_of_norms=max(0, steps - 1))
         return self.module
 
-    def _run(self, parameters: Mapping[str, Tensor], x: Tensor, recording: bool) -> Tensor:
-        for norm in self._norms:
-            norm.recording = recording
+    def _run(self, parameters: Mapping[str, Tensor], x: Tensor, recording: bool, set_of_norms: int) -> Tensor:
+        self._prepare(recording, set_of_norms)
         self.set(parameters)
         with self._kernels.chosen():
             return self.module(x)
+
+    def _prepare(self, recording: bool, set_of_norms: int) -> None:
+        for norm in self._norms:
+            norm.recording = recording
+        for per_step in self._per_step:
+            per_step.step = set_of_norms

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from innerloop.losses import Loss
+from innerloop.norms import is_batch_norm
 from innerloop.registry import nearest
 
+#: What BatchNorm layers can normalise with; "per_step" is for those of MAML++ (norms.py).
 BatchNormMode = Literal["transductive", "support", "running"]
+AnyBatchNormMode = Literal[BatchNormMode, "per_step"]
 
 #: α as users write it: one for everything, or by parameter name or name prefix; a parameter without one stays fixed.
 InnerLR = float | Tensor | Mapping[str, float | Tensor]
@@ -47,7 +50,8 @@ class InnerLoop:
         step_weights: w, K + 1 numbers. support_weight: u.
         first_order: drop the Hessian from the meta-gradient; gradients of α stay.
         bn: what BatchNorm normalises with: "transductive", the statistics of the batch at hand; "support", the query
-            with the statistics of the support set at the same θₖ; "running", the module's running statistics.
+            with the statistics of the support set at the same θₖ; "running", the module's running statistics;
+            "per_step", the statistics of the batch at hand by the PerStepBatchNorm layers of the model.
         loss: "cross_entropy", "mse" or a callable.
     """
 
@@ -56,7 +60,7 @@ class InnerLoop:
     step_weights: tuple[float, ...]
     support_weight: float
     first_order: bool
-    bn: BatchNormMode
+    bn: AnyBatchNormMode
     loss: Loss
 
     @classmethod
@@ -70,7 +74,7 @@ class InnerLoop:
         support_weight: float = 0.0,
         adapt: str | Iterable[str] | None = None,
         first_order: bool = False,
-        bn: BatchNormMode = "transductive",
+        bn: AnyBatchNormMode = "transductive",
         loss: Loss = "cross_entropy",
     ) -> InnerLoop:
         """Check the arguments of :func:`innerloop.maml_loss` against a model.
@@ -80,8 +84,13 @@ class InnerLoop:
         """
         if not isinstance(inner_steps, int) or inner_steps < 0:
             raise ValueError(f"inner_steps is {inner_steps!r}, expected an integer of at least 0")
-        if bn not in get_args(BatchNormMode):
-            raise ValueError(f"bn is {bn!r}.{nearest(str(bn), list(get_args(BatchNormMode)))}")
+        if bn not in get_args(AnyBatchNormMode):
+            raise ValueError(f"bn is {bn!r}.{nearest(str(bn), list(get_args(AnyBatchNormMode)))}")
+        if bn == "per_step" and any(map(is_batch_norm, model.modules())):
+            raise ValueError(
+                "bn is 'per_step', but the model has a BatchNorm layer with one γ and β for all steps: "
+                "innerloop.get('maml_pp') gives each its own"
+            )
         if not callable(loss) and loss not in ("cross_entropy", "mse"):
             raise ValueError(f"loss is {loss!r}, expected 'cross_entropy', 'mse' or a callable")
         if not math.isfinite(support_weight):

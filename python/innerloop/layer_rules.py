@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from innerloop.norms import PerStepBatchNorm
 from innerloop.program import Kind
 from innerloop.program_builder import Batch, Builder, Rules, Size, Sizes, Value
 
@@ -63,6 +64,10 @@ def _batch_norm(*trailing: None) -> Callable[..., Value]:
         )
 
     return rule
+
+
+def _per_step_batch_norm(b: Builder, module: Any, input: Any) -> Value:
+    b.refuse("its γ and β differ between inner steps", "use another bn, or engine='torch'")
 
 
 def _layer_norm(b: Builder, module: Any, input: Any) -> Value:
@@ -275,6 +280,7 @@ RULES = Rules(
         nn.Conv2d: _conv2d,
         nn.BatchNorm1d: _batch_norm(),
         nn.BatchNorm2d: _batch_norm(None, None),
+        PerStepBatchNorm: _per_step_batch_norm,
         nn.LayerNorm: _layer_norm,
         nn.GroupNorm: _group_norm,
         nn.ReLU: lambda b, m, input: _relu(b, input, m.inplace),

@@ -65,7 +65,7 @@ def adapt_tasks(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
             adapted = {name: value[index] if name in per_task else value for name, value in parameters.items()}
             for step in range(inner.steps):
                 current = _independent(_detach(adapted), inner)
-                loss = _loss(functional.support(current, x), y, inner.loss, "support_y")
+                loss = _loss(functional.support(current, x, step), y, inner.loss, "support_y")
                 adapted = _descend(current, loss, inner, step, create_graph=False)
             found.append(_detach(adapted))
     return {name: torch.stack([adapted[name] for adapted in found]) for name in inner.rates}
@@ -102,12 +102,12 @@ class _Task:
     query_y: Tensor
     ways: int | None
 
-    def support_loss(self, parameters: Parameters, loss: Loss) -> Tensor:
-        outputs = self.model.support(parameters, self.support_x)
+    def support_loss(self, parameters: Parameters, loss: Loss, steps: int) -> Tensor:
+        outputs = self.model.support(parameters, self.support_x, steps)
         return _loss(outputs, self.support_y, loss, "support_y", self.ways)
 
-    def query_outputs(self, parameters: Parameters) -> Tensor:
-        return self.model.query(parameters, self.query_x)
+    def query_outputs(self, parameters: Parameters, steps: int) -> Tensor:
+        return self.model.query(parameters, self.query_x, steps)
 
     def query_loss(self, outputs: Tensor, loss: Loss) -> Tensor:
         return _loss(outputs, self.query_y, loss, "query_y", self.ways)
@@ -123,8 +123,9 @@ def _loss(outputs: Tensor, targets: Tensor, loss: Loss, name: str, ways: int | N
 def _loop_over_tasks(
     model: nn.Module, parameters: Parameters, per_task: set[str], tasks: TaskBatch, inner: InnerLoop
 ) -> tuple[Tensor, Tensor]:
-    second_order = torch.is_grad_enabled() and inner.steps > 0 and not inner.first_order
-    functional = FunctionalModel(model, inner.bn, second_order=second_order)
+    differentiable = torch.is_grad_enabled()
+    second_order = differentiable and inner.steps > 0 and not inner.first_order
+    functional = FunctionalModel(model, inner.bn, second_order=second_order, collecting=differentiable)
     totals, outputs = [], []
     for index in range(tasks.num_tasks):
         support_mask = None if tasks.support_mask is None else tasks.support_mask[index]
@@ -168,12 +169,12 @@ def _run_task(task: _Task, initial: Parameters, inner: InnerLoop) -> tuple[Tenso
     for step in range(inner.steps):
         with torch.enable_grad():  # the inner gradient is needed where no outer one is, too
             current = _independent(parameters if differentiable else _detach(parameters), inner)
-            loss = task.support_loss(current, inner.loss)
+            loss = task.support_loss(current, inner.loss, step)
         counts = inner.step_weights[step] != 0
         if step == 0 and inner.support_weight != 0:
             add(inner.support_weight, loss)
         if counts:
-            add(inner.step_weights[step], task.query_loss(task.query_outputs(current), inner.loss))
+            add(inner.step_weights[step], task.query_loss(task.query_outputs(current, step), inner.loss))
         with torch.enable_grad():
             parameters = _descend(
                 current,
@@ -185,11 +186,11 @@ def _run_task(task: _Task, initial: Parameters, inner: InnerLoop) -> tuple[Tenso
                 keep=(step == 0 and inner.support_weight != 0) or (counts and task.model.reads_support_statistics),
             )
     if inner.steps == 0 and inner.support_weight != 0:
-        add(inner.support_weight, task.support_loss(parameters, inner.loss))
+        add(inner.support_weight, task.support_loss(parameters, inner.loss, 0))
     with torch.set_grad_enabled(differentiable and inner.step_weights[-1] != 0):
         if task.model.reads_support_statistics:
             task.model.support(parameters, task.support_x)
-        outputs = task.query_outputs(parameters)
+        outputs = task.query_outputs(parameters, inner.steps)
         last = task.query_loss(outputs, inner.loss)  # computed in any case: it checks targets and ways
     if inner.step_weights[-1] != 0 or total is None:
         add(inner.step_weights[-1], last)

@@ -103,4 +103,4 @@ class MAML(Algorithm):
     def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
         inner = self.inner_loop(not support_y.is_floating_point())
         adapted = engines.adapt(self.model, support_x, support_y, inner, self.engine)
-        return FunctionalModel(self.model, inner.bn).as_module(adapted, support_x)
+        return FunctionalModel(self.model, inner.bn).as_module(adapted, support_x, inner.steps)
