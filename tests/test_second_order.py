@@ -61,8 +61,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 SHAPE = (3, 4)  # of a sample: positions, features
 
 
-def unrolled(model: nn.Module, tasks: TaskBatch, first_order: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """The meta-loss and its gradients as the equations stand, with attention's math kernel."""
+def unrolled(
+    model: nn.Module, tasks: TaskBatch, first_order: bool = False, adapt: tuple[str, ...] = ("",)
+) -> tuple[Tensor, list[Tensor]]:
+    """The meta-loss and its gradients as the equations stand, with attention's math kernel.
+
+    adapt: endings of the names of the parameters that are adapted.
+    """
     initial, losses = dict(model.named_parameters()), []
     with sdpa_kernel(SDPBackend.MATH):
         for task in tasks:
@@ -72,8 +77,10 @@ def unrolled(model: nn.Module, tasks: TaskBatch, first_order: bool = False) -> t
             theta = initial
             for _ in range(2):
                 loss = F.cross_entropy(functional_call(model, theta, (support_x,)), support_y)
-                gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=not first_order)
-                theta = {name: p - 0.3 * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
+                adapted = {name: p for name, p in theta.items() if name.endswith(adapt)}
+                gradients = torch.autograd.grad(loss, list(adapted.values()), create_graph=not first_order)
+                stepped = {name: p - 0.3 * g for (name, p), g in zip(adapted.items(), gradients, strict=True)}
+                theta = theta | stepped
             losses.append(F.cross_entropy(functional_call(model, theta, (query_x,)), query_y))
     total = torch.stack(losses).mean()
     return total, list(torch.autograd.grad(total, list(initial.values())))
@@ -213,6 +220,37 @@ def test_layers_of_ones_own_inside_torchs_encoder_are_called() -> None:
         assert_close(algorithm.eval()(tasks).logits, expected, "logits")
     learner = algorithm.adapt(tasks.support_x[0], tasks.support_y[0])
     assert_close(learner(tasks.query_x[0]), expected[0], "the learner's logits")
+
+
+def test_matrices_of_low_rank_alone_are_adapted_by_their_pattern() -> None:
+    """LoRA (Hu et al. 2022): the outer gradient of everything, with an inner loop over lora_a and lora_b."""
+
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora_a, self.lora_b = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(12, 1))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + self.lora_b @ self.lora_a
+
+    def module() -> nn.Module:
+        body = encoder_layer()
+        nn.utils.parametrize.register_parametrization(body.self_attn, "in_proj_weight", LowRank())
+        return _Pooled(body)
+
+    model, tasks = make(module), make_tasks(SHAPE)
+    with pytest.warns(SecondOrderWarning):
+        loss = maml_loss(model, tasks, adapt="*.lora_*")
+    compare(model, loss, unrolled(model, tasks, adapt=("lora_a", "lora_b")))
+    algorithm = innerloop.get("maml")(model, inner_lr={"*.lora_*": 0.3}, inner_steps=2)
+    compare(model, algorithm(tasks).loss, unrolled(model, tasks, adapt=("lora_a", "lora_b")))
+    learner = algorithm.adapt(tasks.support_x[0], tasks.support_y[0])
+    changed = [
+        name
+        for (name, a), b in zip(learner.named_parameters(), model.parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert [name.rpartition(".")[2] for name in changed] == ["lora_a", "lora_b"]
 
 
 # --- recurrent layers -------------------------------------------------------------------------------

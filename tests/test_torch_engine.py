@@ -288,6 +288,54 @@ def test_any_callable_is_a_loss() -> None:
     assert abs(maml_loss(model, tasks, inner_lr=0.2, **smooth) - plain) > 1e-3
 
 
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("adapt", "expected"),
+    [
+        (None, {"a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias", "a1.weight", "a1.bias"}),
+        ("a", {"a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias"}),
+        ("a1.bias", {"a1.bias"}),
+        (["a.0", "a1.bias"], {"a.0.weight", "a.0.bias", "a1.bias"}),
+        ("*.bias", {"a.0.bias", "a.1.bias", "a1.bias"}),
+        ("a*.weight", {"a.0.weight", "a.1.weight", "a1.weight"}),  # * is any text, dots included
+        ("a.?", {"a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias"}),  # of a module: all under it
+        ("a.[!0].weight", {"a.1.weight"}),
+        (["*.0.bias", "a1"], {"a.0.bias", "a1.weight", "a1.bias"}),
+    ],
+)
+def test_what_names_prefixes_and_patterns_adapt(adapt: Any, expected: set[str]) -> None:
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "a1": nn.Linear(2, 2)})
+    assert set(InnerLoop.create(model, inner_lr=0.1, adapt=adapt).rates) == expected
+    if adapt is not None:  # the names of a mapping of learning rates are the same kind
+        rates = dict.fromkeys([adapt] if isinstance(adapt, str) else adapt, 0.1)
+        assert set(InnerLoop.create(model, inner_lr=rates).rates) == expected
+
+
+def test_the_longest_name_has_the_rate_and_any_name_comes_before_a_pattern() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    inner = InnerLoop.create(model, inner_lr={"*weight": 3.0, "0.0.*": 4.0, "0.1": 2.0, "0.1.bias": 5.0})
+    found = {name: float(rate.value) for name, rate in inner.rates.items()}
+    assert found == {"0.0.weight": 3.0, "0.0.bias": 4.0, "0.1.weight": 2.0, "0.1.bias": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        ("0.wieght", "adapt names '0.wieght', which is no parameter of the model. Did you mean '0.weight'"),
+        (
+            "*.wieght",
+            r"adapt names '\*.wieght', a pattern that fits no parameter of the model. Did you mean '2.weight'",
+        ),
+        (["0", "lora_*"], r"adapt names 'lora_\*', a pattern that fits no parameter of the model.*There are: 0.weight"),
+    ],
+)
+def test_a_name_that_fits_nothing_raises_with_the_nearest(adapt: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InnerLoop.create(mlp_module(), inner_lr=0.1, adapt=adapt)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

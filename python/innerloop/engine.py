@@ -141,12 +141,14 @@ def maml_loss(
     Args:
         model: any module; called with [S, ...] and [Q, ...] samples of one task.
         tasks: T tasks.
-        inner_lr: α: a number; a tensor, 0-d or [K]; or a mapping from parameter name or name prefix to a number or a
-            tensor that is 0-d, [K], parameter-shaped or [K, *parameter]. What a mapping does not name has α = 0.
+        inner_lr: α: a number; a tensor, 0-d or [K]; or a mapping from parameter name, name prefix or pattern to a
+            number or a tensor that is 0-d, [K], parameter-shaped or [K, *parameter]. The longest name counts, and any
+            name before a pattern; what a mapping does not name has α = 0.
         inner_steps: K, at least 0.
         step_weights: w, K + 1 numbers for θ₀ … θ_K. None: (0, …, 0, 1).
         support_weight: u.
-        adapt: names or name prefixes of the parameters that are adapted. None: all that require grad.
+        adapt: names, name prefixes ("encoder.0" for all under it) or patterns ("*.lora_*"; ``*`` is any text) of the
+            parameters that are adapted. None: all that require grad.
         first_order: drop the second derivatives (FOMAML).
         bn: what BatchNorm normalises with: "transductive", the statistics of whatever batch is fed; "support", the
             query with the statistics of the support set; "running", the module's running statistics.

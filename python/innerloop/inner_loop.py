@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 import torch
@@ -24,7 +25,8 @@ from innerloop.registry import nearest
 BatchNormMode = Literal["transductive", "support", "running"]
 AnyBatchNormMode = Literal[BatchNormMode, "per_step"]
 
-#: α as users write it: one for everything, or by parameter name or name prefix; a parameter without one stays fixed.
+#: α as users write it: one for everything, or by parameter name, name prefix or pattern; a parameter without one stays
+#: fixed.
 InnerLR = float | Tensor | Mapping[str, float | Tensor]
 
 
@@ -125,15 +127,25 @@ def _check_step_weights(weights: Sequence[float] | Tensor | None, steps: int) ->
 
 
 def is_under(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is the prefix, or lies in the module that the prefix names."""
+    """Whether a parameter's name is the prefix, or lies in the module that the prefix names.
+
+    The prefix may be a pattern of fnmatch: ``*`` stands for any text, dots included, ``?`` for one character.
+    """
+    if _is_pattern(prefix):
+        return fnmatchcase(name, prefix) or fnmatchcase(name, prefix + ".*")
     return name == prefix or name.startswith(prefix + ".")
+
+
+def _is_pattern(prefix: str) -> bool:
+    return any(character in prefix for character in "*?[")
 
 
 def _matching(names: Iterable[str], prefix: str, argument: str) -> list[str]:
     names = list(names)
     matches = [name for name in names if is_under(name, prefix)]
     if not matches:
-        raise ValueError(f"{argument} names {prefix!r}, which is no parameter of the model.{nearest(prefix, names)}")
+        what = "a pattern that fits no parameter" if _is_pattern(prefix) else "which is no parameter"
+        raise ValueError(f"{argument} names {prefix!r}, {what} of the model.{nearest(prefix, names)}")
     return matches
 
 
@@ -152,7 +164,8 @@ def _resolve_rates(
         value, per_step = _common_rate(inner_lr, steps, "inner_lr")
         return {name: Rate(value.to(parameter), per_step) for name, parameter in parameters.items() if name in adapted}
     rates = {}
-    for prefix in sorted(inner_lr, key=len):  # the longest name that matches a parameter is its α
+    # The longest name that matches a parameter is its α, and any name comes before a pattern.
+    for prefix in sorted(inner_lr, key=lambda prefix: (not _is_pattern(prefix), len(prefix))):
         for name in _matching(parameters, prefix, "inner_lr"):
             if name in adapted:
                 rates[name] = _parameter_rate(prefix, name, inner_lr[prefix], parameters[name], steps)

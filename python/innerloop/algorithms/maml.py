@@ -70,7 +70,7 @@ class MAML(Algorithm):
         super().__setattr__(name, value)
 
     def adapted(self) -> list[str] | None:
-        """Names or prefixes of the parameters that the inner loop adapts; None: all."""
+        """Names, prefixes or patterns of the parameters that the inner loop adapts; None: all."""
         return None
 
     def learning_rates(self) -> InnerLR:
