@@ -18,35 +18,56 @@ from innerloop.registry import nearest
 Shape = tuple[int, ...]
 
 
+Activation = Literal["relu", "sigmoid"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "sigmoid": torch.sigmoid}
+
+
 class SimpleModel(nn.Module):
     """Two Linear layers with a ReLU between, on flattened samples: the 784-128-N net of MAML's Omniglot baselines.
 
     Args:
-        inputs: features of a flattened sample. hidden: width. outputs: of the head.
+        inputs: features of a flattened sample. hidden: width. outputs: of the head. activation: instead of the ReLU.
     """
 
-    def __init__(self, inputs: int = 784, hidden: int = 128, outputs: int = 5) -> None:
+    def __init__(self, inputs: int = 784, hidden: int = 128, outputs: int = 5, activation: Activation = "relu") -> None:
         super().__init__()
         self.inputs = inputs
+        self.activation = _ACTIVATIONS[activation]
         self.fc1 = nn.Linear(inputs, hidden)
         self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.view(-1, self.inputs)
-        x = torch.relu(self.fc1(x))
+        x = self.activation(self.fc1(x))
         return self.fc2(x)
 
 
-def mlp(input_shape: Shape = (1, 28, 28), outputs: int | None = 5, *, hidden: int = 128) -> nn.Module:
-    """Two Linear layers with a ReLU between.
+def mlp(
+    input_shape: Shape = (1, 28, 28), outputs: int | None = 5, *, hidden: int = 128, activation: Activation = "relu"
+) -> nn.Module:
+    """Two Linear layers with an activation between.
 
     Args:
         hidden: width of the hidden layer; without a head, of the embedding.
+        activation: "relu" or "sigmoid": with 20 hidden units the net of Andrychowicz et al. 2016, section 3.2.
     """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}.{nearest(str(activation), list(_ACTIVATIONS))}")
     inputs = math.prod(input_shape)
     if outputs is None:
-        return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
-    return SimpleModel(inputs, hidden, outputs)
+        between = nn.ReLU() if activation == "relu" else nn.Sigmoid()
+        return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), between, nn.Linear(hidden, hidden))
+    return SimpleModel(inputs, hidden, outputs, activation)
+
+
+def linear(input_shape: Shape = (10,), outputs: int | None = 1, *, bias: bool = False) -> nn.Module:
+    """One Linear layer: on the data set ``quadratic``, θ of the functions of Andrychowicz et al. 2016, section 3.1.
+
+    Args:
+        bias: add a vector of biases.
+    """
+    inputs = math.prod(input_shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, inputs if outputs is None else outputs, bias=bias))
 
 
 def sinusoid_mlp(input_shape: Shape = (1,), outputs: int | None = 1, *, hidden: int = 40) -> nn.Module:
@@ -111,7 +132,12 @@ def output_shape(model: nn.Module, input_shape: Shape) -> Shape:
             module.training = training
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"conv4": conv4, "mlp": mlp, "sinusoid_mlp": sinusoid_mlp}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "conv4": conv4,
+    "linear": linear,
+    "mlp": mlp,
+    "sinusoid_mlp": sinusoid_mlp,
+}
 
 
 def build(name: str) -> Callable[..., nn.Module]:
