@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from innerloop import torch_engine
 from innerloop.contract import Result
 from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR, Rate
+from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss, accuracy_per_task
 from innerloop.lowering import Lowered, lowered
 from innerloop.ops import maml as native
@@ -130,6 +131,7 @@ def maml_loss(
     first_order: bool = False,
     bn: BatchNormMode = "transductive",
     loss: Loss = "cross_entropy",
+    inner_optimizer: InnerOptimizer = "sgd",
     engine: Engine = "auto",
 ) -> Tensor:
     """The MAML meta-loss of a batch of tasks: a drop-in step for any model and any torch optimizer.
@@ -154,6 +156,8 @@ def maml_loss(
             query with the statistics of the support set; "running", the module's running statistics.
         loss: "cross_entropy", "mse", nn.CrossEntropyLoss() (label_smoothing too), nn.MSELoss(), or any callable
             (outputs [N, *out], targets) → 0-d mean loss, which takes the torch engine.
+        inner_optimizer: what makes a step of the gradients: "sgd", as above; "momentum" of 0.9, or "adam" with the
+            defaults of torch.optim.Adam, both on the torch engine, and differentiated through.
         engine: "auto", the native engine where it can compute this and else the torch engine, said once in the log
             "innerloop"; "native", which raises where it cannot; "torch". The native engine's gradient cannot be
             differentiated again: that raises. :func:`innerloop.explain` says what becomes of a model.
@@ -180,6 +184,7 @@ def maml_loss(
         first_order=first_order,
         bn=bn,
         loss=loss,
+        inner_optimizer=inner_optimizer,
     )
     if engine != "torch":
         call = _native_call(model, tasks, inner, None, engine, network)
@@ -348,6 +353,8 @@ def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop, all_w
         x.requires_grad or tasks.query_x.requires_grad or tasks.support_y.requires_grad or tasks.query_y.requires_grad
     ):
         return "tasks require grad, and it has gradients of parameters and inner_lr only"
+    if inner.optimizer != "sgd":
+        return f"inner_optimizer is {inner.optimizer!r}, and its steps are those of plain gradient descent, 'sgd'"
     kind, _ = recognised(inner.loss)
     if kind is None:
         return "loss is a function that it does not know; it has 'cross_entropy' and 'mse'"

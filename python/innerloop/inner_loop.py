@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 from innerloop.norms import is_batch_norm
 from innerloop.registry import nearest
@@ -55,6 +56,7 @@ class InnerLoop:
             with the statistics of the support set at the same θₖ; "running", the module's running statistics;
             "per_step", the statistics of the batch at hand by the PerStepBatchNorm layers of the model.
         loss: "cross_entropy", "mse" or a callable.
+        optimizer: what makes a step of the gradients; "sgd" is the line above, others are in inner_optimizers.py.
     """
 
     steps: int
@@ -64,6 +66,7 @@ class InnerLoop:
     first_order: bool
     bn: AnyBatchNormMode
     loss: Loss
+    optimizer: InnerOptimizer
 
     @classmethod
     def create(
@@ -78,6 +81,7 @@ class InnerLoop:
         first_order: bool = False,
         bn: AnyBatchNormMode = "transductive",
         loss: Loss = "cross_entropy",
+        inner_optimizer: InnerOptimizer = "sgd",
     ) -> InnerLoop:
         """Check the arguments of :func:`innerloop.maml_loss` against a model.
 
@@ -95,6 +99,9 @@ class InnerLoop:
             )
         if not callable(loss) and loss not in ("cross_entropy", "mse"):
             raise ValueError(f"loss is {loss!r}, expected 'cross_entropy', 'mse' or a callable")
+        if inner_optimizer not in get_args(InnerOptimizer):
+            known = list(get_args(InnerOptimizer))
+            raise ValueError(f"inner_optimizer is {inner_optimizer!r}.{nearest(str(inner_optimizer), known)}")
         if not math.isfinite(support_weight):
             raise ValueError(f"support_weight is {support_weight!r}, expected a finite number")
         return cls(
@@ -105,6 +112,7 @@ class InnerLoop:
             first_order=first_order,
             bn=bn,
             loss=loss,
+            optimizer=inner_optimizer,
         )
 
 

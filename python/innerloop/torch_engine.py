@@ -17,6 +17,7 @@ from torch.func import grad, vmap
 from innerloop.contract import Result
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import InnerLoop
+from innerloop.inner_optimizers import Directions
 from innerloop.losses import Loss, accuracy_per_task, check_targets, loss_per_task
 from innerloop.tasks import TaskBatch
 
@@ -63,10 +64,11 @@ def adapt_tasks(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
             mask = None if tasks.support_mask is None else tasks.support_mask[index]
             x, y = _valid(tasks.support_x[index], mask).detach(), _valid(tasks.support_y[index], mask).detach()
             adapted = {name: value[index] if name in per_task else value for name, value in parameters.items()}
+            directions = Directions(inner.optimizer)
             for step in range(inner.steps):
                 current = _independent(_detach(adapted), inner)
                 loss = _loss(functional.support(current, x, step), y, inner.loss, "support_y")
-                adapted = _descend(current, loss, inner, step, create_graph=False)
+                adapted = _descend(current, loss, inner, step, directions, create_graph=False)
             found.append(_detach(adapted))
     return {name: torch.stack([adapted[name] for adapted in found]) for name in inner.rates}
 
@@ -160,6 +162,7 @@ def _run_task(task: _Task, initial: Parameters, inner: InnerLoop) -> tuple[Tenso
     """(the task's meta-loss, its query outputs after the last step, detached)."""
     differentiable = torch.is_grad_enabled()
     parameters = dict(initial)
+    directions = Directions(inner.optimizer)
     total: Tensor | None = None
 
     def add(weight: float, loss: Tensor) -> None:
@@ -181,6 +184,7 @@ def _run_task(task: _Task, initial: Parameters, inner: InnerLoop) -> tuple[Tenso
                 loss,
                 inner,
                 step,
+                directions,
                 create_graph=differentiable and not inner.first_order,
                 # These are parts of the meta-loss that go back through this step's support pass.
                 keep=(step == 0 and inner.support_weight != 0) or (counts and task.model.reads_support_statistics),
@@ -220,9 +224,15 @@ def _independent(parameters: Parameters, inner: InnerLoop) -> dict[str, Tensor]:
 
 
 def _descend(
-    parameters: Parameters, loss: Tensor, inner: InnerLoop, step: int, create_graph: bool, keep: bool = False
+    parameters: Parameters,
+    loss: Tensor,
+    inner: InnerLoop,
+    step: int,
+    directions: Directions,
+    create_graph: bool,
+    keep: bool = False,
 ) -> dict[str, Tensor]:
-    """θₖ₊₁ = θₖ − αₖ ⊙ ∇L_support(θₖ)."""
+    """θₖ₊₁ = θₖ − αₖ ⊙ dₖ, where dₖ is ∇L_support(θₖ) or what the inner optimizer makes of it."""
     following = dict(parameters)
     adapted = list(inner.rates)
     if not adapted:
@@ -241,7 +251,7 @@ def _descend(
         )
     for name, gradient in zip(adapted, gradients, strict=True):
         if gradient is not None:
-            following[name] = parameters[name] - inner.rates[name].at(step) * gradient
+            following[name] = parameters[name] - inner.rates[name].at(step) * directions.next(name, gradient)
     return following
 
 
@@ -286,6 +296,7 @@ def _vmap_tasks(
         initial: Parameters, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor
     ) -> tuple[Tensor, Tensor]:
         current = dict(initial)
+        directions = Directions(inner.optimizer)
         total = torch.zeros((), dtype=query_x.dtype, device=query_x.device)
         if inner.support_weight != 0:
             total = total + inner.support_weight * support_loss({}, current, support_x, support_y)
@@ -296,7 +307,7 @@ def _vmap_tasks(
             gradients = grad(support_loss)(adapted, current, support_x, support_y)
             for name, gradient in gradients.items():
                 gradient = gradient.detach() if inner.first_order else gradient
-                current[name] = current[name] - inner.rates[name].at(step) * gradient
+                current[name] = current[name] - inner.rates[name].at(step) * directions.next(name, gradient)
         loss, outputs = query_loss(current, query_x, query_y)
         return total + inner.step_weights[-1] * loss, outputs
 

@@ -9,6 +9,7 @@ from torch import nn
 from innerloop.algorithms.maml import MAML
 from innerloop.engine import Engine
 from innerloop.inner_loop import BatchNormMode, InnerLR
+from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 
 
@@ -25,6 +26,7 @@ class FOMAML(MAML):
         loss: "cross_entropy", "mse", or a callable; None chooses by the targets.
         step_weights: weights of the query loss before adaptation and after each step; None: the last alone.
         support_weight: weight of the support loss before adaptation in the meta-loss.
+        inner_optimizer: what makes a step of the gradients: "sgd", or on the torch engine "momentum", "adam".
         engine: "auto", "native" or "torch".
     """
 
@@ -38,5 +40,8 @@ class FOMAML(MAML):
         step_weights: Sequence[float] | None = None,
         support_weight: float = 0.0,
         engine: Engine = "auto",
+        inner_optimizer: InnerOptimizer = "sgd",
     ) -> None:
-        super().__init__(model, inner_lr, inner_steps, True, bn, loss, step_weights, support_weight, engine)
+        super().__init__(
+            model, inner_lr, inner_steps, True, bn, loss, step_weights, support_weight, engine, inner_optimizer
+        )

@@ -12,6 +12,7 @@ from innerloop import engine as engines
 from innerloop.contract import Algorithm, Result
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR
+from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 from innerloop.tasks import TaskBatch
 
@@ -31,6 +32,7 @@ class MAML(Algorithm):
         loss: "cross_entropy", "mse", or a callable; None chooses by the targets.
         step_weights: weights of the query loss before adaptation and after each step; None: the last alone.
         support_weight: weight of the support loss before adaptation in the meta-loss.
+        inner_optimizer: what makes a step of the gradients: "sgd", or on the torch engine "momentum", "adam".
         engine: "auto", "native" or "torch".
     """
 
@@ -48,6 +50,7 @@ class MAML(Algorithm):
         step_weights: Sequence[float] | None = None,
         support_weight: float = 0.0,
         engine: engines.Engine = "auto",
+        inner_optimizer: InnerOptimizer = "sgd",
     ) -> None:
         super().__init__(model)
         self.inner_lr = inner_lr
@@ -57,6 +60,7 @@ class MAML(Algorithm):
         self.loss = loss
         self.step_weights = step_weights
         self.support_weight = support_weight
+        self.inner_optimizer = inner_optimizer
         self.engine = engines.check_engine(engine)
         self.inner_loop(classification=True)  # refuses bad options here, not at the first step
         if engine == "native":
@@ -94,6 +98,7 @@ class MAML(Algorithm):
             first_order=self.first_order,
             bn=self.bn,
             loss=self.loss or ("cross_entropy" if classification else "mse"),
+            inner_optimizer=self.inner_optimizer,
         )
 
     def forward(self, tasks: TaskBatch) -> Result:

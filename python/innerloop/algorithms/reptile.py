@@ -12,6 +12,7 @@ from innerloop import engine as engines
 from innerloop.algorithms.maml import MAML
 from innerloop.contract import Result
 from innerloop.inner_loop import BatchNormMode
+from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 from innerloop.ops.maml import with_gradients
 from innerloop.tasks import TaskBatch
@@ -29,6 +30,7 @@ class Reptile(MAML):
         inner_steps: K, gradient steps on the support set; with one, the direction is α times that of joint training.
         bn: BatchNorm statistics: "transductive" of the batch at hand, "support" of the support set, "running".
         loss: "cross_entropy", "mse", or a callable; None chooses by the targets.
+        inner_optimizer: what makes a step of the gradients: "sgd", or on the torch engine "momentum", "adam".
         engine: "auto", "native" or "torch".
     """
 
@@ -42,8 +44,9 @@ class Reptile(MAML):
         bn: BatchNormMode = "transductive",
         loss: Loss | None = None,
         engine: engines.Engine = "auto",
+        inner_optimizer: InnerOptimizer = "sgd",
     ) -> None:
-        super().__init__(model, inner_lr, inner_steps, bn=bn, loss=loss, engine=engine)
+        super().__init__(model, inner_lr, inner_steps, bn=bn, loss=loss, engine=engine, inner_optimizer=inner_optimizer)
 
     def forward(self, tasks: TaskBatch) -> Result:
         inner = self.inner_loop(tasks.is_classification)
