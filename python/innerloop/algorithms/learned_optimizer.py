@@ -63,8 +63,14 @@ class LearnedOptimizer(Algorithm):
         engine: for the optimizees' gradients: "auto", "native" or "torch".
     """
 
-    training_defaults: ClassVar = {"steps": 1000, "meta_batch_size": 2, "shots": 10, "lr": 3e-3, "clip": 1.0}
-    model_defaults: ClassVar = {"mlp": {"hidden": 20, "activation": "sigmoid"}, "conv4": {"filters": 8}}
+    training_defaults: ClassVar = {
+        **{"steps": 300, "meta_batch_size": 2, "shots": 10, "lr": 5e-3, "schedule": "cosine", "clip": 1.0},
+        **{"validate_every": 100, "validation_episodes": 40},
+    }
+    model_defaults: ClassVar = {
+        "mlp": {"hidden": 20, "activation": "sigmoid"},
+        "conv4": {"filters": 8, "downsample": "stride"},
+    }
 
     def __init__(
         self,
