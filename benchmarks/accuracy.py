@@ -228,10 +228,10 @@ def main() -> None:
         "validations": VALIDATIONS,
     }
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary, _pool(arguments.jobs) as pool:
+    with tempfile.TemporaryDirectory() as temporary, pool(arguments.jobs) as workers:
         runs = str(arguments.runs or temporary)
         waiting = {
-            pool.submit(run_entry, entry.title, ways, arguments.images, arguments.episodes, runs): (entry, ways)
+            workers.submit(run_entry, entry.title, ways, arguments.images, arguments.episodes, runs): (entry, ways)
             for entry in chosen
             for ways in entry.ways or (None,)
         }
@@ -255,7 +255,7 @@ def summary(row: dict[str, Any]) -> str:
     return f"{row['title']}: {', '.join(cells)} (trained in {row['seconds']} s of CPU time)"
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def pool(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
