@@ -16,7 +16,7 @@ from innerloop.inner_loop import AnyBatchNormMode
 from innerloop.norms import PerStepBatchNorm, is_batch_norm
 from innerloop.second_order import Kernels
 
-_CONTAINERS = (list, tuple, dict, OrderedDict)
+_MAY_REFER_TO_MODULES = (nn.Module, MethodType, list, tuple, dict, OrderedDict)
 
 
 def head_path(model: nn.Module) -> str:
@@ -105,21 +105,24 @@ def copy_structure(
         copies[id(module)] = twin
     for twin in copies.values():
         for name, value in vars(twin).items():
-            if isinstance(value, (nn.Module, MethodType, *_CONTAINERS)) and name not in ("_parameters", "_buffers"):
+            if isinstance(value, _MAY_REFER_TO_MODULES) and name not in ("_parameters", "_buffers"):
                 twin.__dict__[name] = _redirect(value, copies)
     return copies
 
 
 def _redirect(value: Any, copies: Mapping[int, nn.Module]) -> Any:
     """The value with the copies in place of the modules copied."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        if not value:  # a module has a dozen of them, for hooks
+            return kind()
+        return kind((key, _redirect(item, copies)) for key, item in value.items())
+    if kind in (list, tuple):
+        return kind(_redirect(item, copies) for item in value)
     if isinstance(value, nn.Module):
         return copies.get(id(value), value)
     if isinstance(value, MethodType):
         return MethodType(value.__func__, _redirect(value.__self__, copies))
-    if type(value) in (list, tuple):
-        return type(value)(_redirect(item, copies) for item in value)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _redirect(item, copies)) for key, item in value.items())
     return value
 
 
