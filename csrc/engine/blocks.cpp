@@ -37,7 +37,7 @@ class BlocksWorker final : public Worker {
     const int64_t first = chunk * engine_.tasks_per_chunk;
     for (task_ = first; task_ < std::min(first + engine_.tasks_per_chunk, request_.tasks); ++task_) {
       start_task();
-      run_recurrence(*this, request_);
+      run_request(*this, request_);
       finish_task();
     }
   }
@@ -88,6 +88,12 @@ class BlocksWorker final : public Worker {
       const T* g = gradient + parameter.offset;
       T* to = next + parameter.offset;
       const int64_t size = parameter.packed_size();
+      if (request_.proximal != 0 && k > 0) {  // before `to` moves, which may be θ_k itself
+        const T* from = initial_ + parameter.offset;
+        for (int64_t i = 0; i < size; ++i) {
+          to[i] -= (rate.elements ? rate.elements[i] : rate.number) * request_.proximal * (to[i] - from[i]);
+        }
+      }
       if (rate.elements) {
         for (int64_t i = 0; i < size; ++i) to[i] -= rate.elements[i] * g[i];
       } else {
@@ -162,10 +168,16 @@ class BlocksWorker final : public Worker {
         to[i] = -(rate.elements ? rate.elements[i] : rate.number) * v[i];
       }
     }
-    PassMemory<T>& pass = support_pass_of(k);
-    forward_tangent(theta_of(k), k, pass);
-    loss_.tangent(outputs(pass), tangent_.values[output_i()], pass.samples, tangent_.gradients[output_i()]);
-    backward_tangent(theta_of(k), k, pass, v_);
+    add_product_along_direction(k);
+  }
+
+  void add_hessian_product() {
+    if (!plan_.moves[output_i()]) return;
+    for (const int p : engine_.adapted) {
+      const PackedParameter& parameter = at(plan_.parameters, p);
+      pack(at(request_.directions, p) + task_ * parameter.size(), parameter, direction_);
+    }
+    add_product_along_direction(0);
   }
 
   void add_support_gradient(T u) {
@@ -234,6 +246,14 @@ class BlocksWorker final : public Worker {
     }
   }
 
+  // v ← v + H_support(θ_k)·direction, after the support pass.
+  void add_product_along_direction(int64_t k) {
+    PassMemory<T>& pass = support_pass_of(k);
+    forward_tangent(theta_of(k), k, pass);
+    loss_.tangent(outputs(pass), tangent_.values[output_i()], pass.samples, tangent_.gradients[output_i()]);
+    backward_tangent(theta_of(k), k, pass, v_);
+  }
+
   // --- the start of a chunk, and of a task; its end -----------------------------------------------
 
   void start_chunk() {
@@ -283,6 +303,11 @@ class BlocksWorker final : public Worker {
       if (!request_.adapted[p]) continue;
       T* to = request_.adapted[p] + task_ * request_.program->parameter_size(static_cast<int>(p));
       unpack(theta_of(request_.steps), parameter, T(1), to);
+    }
+    for (size_t p = 0; p < request_.products.size(); ++p) {
+      const PackedParameter& parameter = plan_.parameters[p];
+      if (request_.products[p] == nullptr || parameter.offset < 0) continue;
+      unpack(v_, parameter, T(1), request_.products[p] + task_ * parameter.size());
     }
     for (const int p : engine_.results) {
       if (!at(request_.parameters, p).per_task) continue;

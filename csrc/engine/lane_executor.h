@@ -42,7 +42,7 @@ class LaneExecutor {
   void run(int64_t first, int64_t count) {
     tasks_ = {first, count};
     start();
-    run_recurrence(*this, request_);
+    run_request(*this, request_);
     write_own_results();
   }
 
@@ -74,6 +74,7 @@ class LaneExecutor {
       const Rate rate = rate_at(p, k);
       const LaneView<T> current = theta(k).at(p);
       T* to = theta_storage(k + 1) + offset(p);
+      if (request_.proximal != 0 && k > 0) pull_to_initial(p, rate, to);  // θ_k and θ_{k+1} are in one place
       const auto update = [&]<bool shared>() {
         chain_.for_gradient(p, support_pass_of(k), [=, from = current.data](int64_t e, Lane g) {
           const Lane old = read<T, L, shared>(from + e * (shared ? 1 : L));
@@ -119,20 +120,15 @@ class LaneExecutor {
   void subtract_hessian_product(int64_t k) {
     if (fixed_layers_ == layers_) return;
     const Direction direction = direction_at(k);
-    const Pass& pass = support_pass_of(k);
-    chain_.forward_tangent(pass, theta(k), direction, tangent_);
-    chain_.loss_tangent(pass, support_, tangent_);
-    for (size_t l = layers_ - 1;; --l) {
-      // Before v changes, which may be the direction itself.
-      const LaneProduct<T> moving = chain_.back_along(pass, direction, l);
-      if (l > fixed_layers_) {
-        chain_.backward_tangent(pass, theta(k), moving, l, tangent_);
-      } else {
-        cross_boundary(tangent_, k, moving, -direction.scale, fixed_support_);
-      }
-      chain_.add_gradient_tangents(pass, tangent_, l, -direction.scale, v_);
-      if (l == fixed_layers_) break;
+    add_product(k, direction, -direction.scale);
+  }
+
+  void add_hessian_product() {
+    if (fixed_layers_ == layers_) return;
+    for (const int p : shared_.adapted) {
+      tasks_.load(at(request_.directions, p), shared_.size(p), direction_ + offset(p));
     }
+    add_product(0, {direction_, T(1)}, T(1));
   }
 
   void add_support_gradient(T u) {
@@ -157,6 +153,34 @@ class LaneExecutor {
     const T* data;
     int64_t stride;
   };
+
+  // v ← v + scale · H_support(θ_k)·direction, after the support pass.
+  void add_product(int64_t k, const Direction& direction, T scale) {
+    const Pass& pass = support_pass_of(k);
+    chain_.forward_tangent(pass, theta(k), direction, tangent_);
+    chain_.loss_tangent(pass, support_, tangent_);
+    for (size_t l = layers_ - 1;; --l) {
+      // Before v changes, which may be the direction itself.
+      const LaneProduct<T> moving = chain_.back_along(pass, direction, l);
+      if (l > fixed_layers_) {
+        chain_.backward_tangent(pass, theta(k), moving, l, tangent_);
+      } else {
+        cross_boundary(tangent_, k, moving, scale, fixed_support_);
+      }
+      chain_.add_gradient_tangents(pass, tangent_, l, scale, v_);
+      if (l == fixed_layers_) break;
+    }
+  }
+
+  // θ_k ← θ_k − α λ(θ_k − θ₀)
+  void pull_to_initial(int p, const Rate& rate, T* theta_k) const {
+    const LaneView<T> initial = theta(0).at(p);
+    for (int64_t e = 0; e < shared_.size(p); ++e) {
+      const Lane from = initial.shared ? spread<T, L>(initial.data[e]) : load_lanes<T, L>(initial.data + e * L);
+      const Lane current = load_lanes<T, L>(theta_k + e * L);
+      store_lanes<T, L>(theta_k + e * L, current - rate.data[e * rate.stride] * request_.proximal * (current - from));
+    }
+  }
 
   // --- memory ----------------------------------------------------------------------------------
 
@@ -271,6 +295,10 @@ class LaneExecutor {
       for (int64_t task = 0; last.shared && task < tasks_.count; ++task) {
         std::copy_n(last.data, shared_.size(p), to + (tasks_.first + task) * shared_.size(p));
       }
+    }
+    for (const int p : shared_.adapted) {
+      if (request_.products.empty()) break;
+      tasks_.store(v_ + offset(p), shared_.size(p), T(1), at(request_.products, p));
     }
     for (const int p : shared_.results) {
       if (!argument(p).per_task) continue;

@@ -175,8 +175,9 @@ class LowRankLinear final : public Layer<T> {
 template <class T>
 bool low_rank_applies(const Node& node, const Request<T>& request) {
   const RateArgument<T>& rate = request.rates[static_cast<size_t>(node.weight)];
-  // Where θ_K is a result the weight has to be formed anyway.
-  return node.kind == Kind::linear && rate.data != nullptr && !rate.per_element && request.adapted.empty();
+  // Where θ_K is a result the weight has to be formed anyway; a direction from outside is not in the samples' span.
+  const bool in_span = request.adapted.empty() && !request.wants_products();
+  return node.kind == Kind::linear && rate.data != nullptr && !rate.per_element && in_span;
 }
 
 template <class T>

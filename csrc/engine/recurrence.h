@@ -18,6 +18,10 @@
 //     subtract_hessian_product(k)  v ← v − H_support(θ_k)·(α_k ⊙ v)
 //     add_support_gradient(u)      v ← v + u g₀
 //     finish()                     v is complete
+//
+// Without the recurrence, the product alone of a Hessian and directions that the request brings:
+//
+//     add_hessian_product()        v ← v + H_support(θ_0)·direction, after support_pass(0)
 #pragma once
 
 #include "engine/request.h"
@@ -53,6 +57,13 @@ void run_recurrence(Executor& executor, const Request<T>& request) {
   }
   if (u != 0) executor.add_support_gradient(u);
   executor.finish();
+}
+
+template <class Executor, class T>
+void run_request(Executor& executor, const Request<T>& request) {
+  if (!request.wants_products()) return run_recurrence(executor, request);
+  executor.support_pass(0);
+  executor.add_hessian_product();
 }
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -61,7 +61,11 @@ struct Request {
   BatchNormMode batch_norm = BatchNormMode::transductive;
   LossKind loss = LossKind::cross_entropy;
   T label_smoothing = 0;
+  T proximal = 0;  // λ: descent is along gₖ + λ(θₖ − θ₀); of the inner loop alone, without gradients
   Paths paths;
+
+  // By parameter, [T, size]; in place of the recurrence H_support(θ₀)·direction is wanted. Empty: it is not.
+  std::vector<const T*> directions;
 
   // Results. Null pointers: not wanted.
   T* task_losses = nullptr;        // [T]
@@ -69,9 +73,11 @@ struct Request {
   std::vector<T*> gradients;       // by parameter, shared [size] (the sum over tasks is added) or [T, size]
   std::vector<T*> rate_gradients;  // by parameter, in the rate's shape (added)
   std::vector<T*> adapted;         // by parameter, θ_K as [T, size]
+  std::vector<T*> products;        // by parameter, of the Hessian and its direction, [T, size] (added)
   T gradient_scale = 0;            // 1 / T: gradients are those of the mean over tasks
 
-  bool wants_gradients() const { return !gradients.empty() || !rate_gradients.empty(); }
+  bool wants_gradients() const { return !gradients.empty() || !rate_gradients.empty() || wants_products(); }
+  bool wants_products() const { return !products.empty(); }
   bool is_adapted(int parameter) const { return rates[static_cast<size_t>(parameter)].data != nullptr; }
 };
 

@@ -31,6 +31,8 @@ Request<T> part_of(const Request<T>& whole, int64_t first, int64_t count) {
   for (size_t p = 0; p < part.parameters.size(); ++p) {
     const int64_t skipped = first * program.parameter_size(static_cast<int>(p));
     if (!part.adapted.empty()) move(part.adapted[p], skipped);
+    if (!part.products.empty()) move(part.products[p], skipped);
+    if (!part.directions.empty()) move(part.directions[p], skipped);
     if (!part.parameters[p].per_task) continue;
     move(part.parameters[p].data, skipped);
     if (!part.gradients.empty()) move(part.gradients[p], skipped);

@@ -1,8 +1,10 @@
 // maml: the losses and the exact meta-gradient of a batch of tasks in one call; maml_adapt: its inner loop alone;
-// maml_plan: how maml would run. See csrc/engine/recurrence.h for the symbols.
+// maml_plan: how maml would run; hessian_vector_product: the product that the meta-gradient is made of. See
+// csrc/engine/recurrence.h for the symbols.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <optional>
@@ -88,6 +90,24 @@ class CheckedCall {
     if (query) read_side(*query, "query", request.query);
     request.step_weights.assign(static_cast<size_t>(request.steps) + 1, T(0));
     request.gradient_scale = T(1) / static_cast<T>(request.tasks);
+  }
+
+  // The direction of the next parameter; returns the tensor that the product will be in. Without elements: not wanted.
+  Tensor add_direction(const Tensor& vector) {
+    check_like_x(vector, "vectors");
+    if (vector.numel() == 0) {
+      request.directions.push_back(nullptr);
+      request.products.push_back(nullptr);
+      return cpu_zeros(vector, {0});
+    }
+    std::vector<int64_t> shape = program_.parameters[request.directions.size()];
+    shape.insert(shape.begin(), request.tasks);
+    STD_TORCH_CHECK(sizes_of(vector) == shape,
+                    "vectors must have the shapes of parameters with the tasks in front, or no elements");
+    const Tensor product = cpu_zeros(vector, shape);
+    request.directions.push_back(data_of<T>(keep(vector)));
+    request.products.push_back(product.mutable_data_ptr<T>());
+    return product;
   }
 
   int64_t outputs() const { return program_.values[static_cast<size_t>(program_.output)].channels; }
@@ -289,11 +309,13 @@ std::vector<Tensor> maml_cpu(std::vector<Tensor> parameters, std::vector<Tensor>
 std::vector<Tensor> maml_adapt_cpu(std::vector<Tensor> parameters, std::vector<Tensor> rates,
                                    std::vector<Tensor> buffers, Tensor support_x, Tensor support_y,
                                    MaybeTensor support_mask, std::vector<int64_t> program, int64_t bn, int64_t loss,
-                                   double label_smoothing, int64_t steps, std::vector<int64_t> paths) {
+                                   double label_smoothing, int64_t steps, double proximal, std::vector<int64_t> paths) {
   const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths};
+  STD_TORCH_CHECK(std::isfinite(proximal), "proximal must be finite");
   std::vector<Tensor> results;
   with_call(arguments, {support_x, support_y, support_mask}, nullptr, [&]<class T>(CheckedCall<T>& call) {
     Request<T>& request = call.request;
+    request.proximal = static_cast<T>(proximal);
     for (size_t p = 0; p < parameters.size(); ++p) {
       if (!request.is_adapted(static_cast<int>(p))) {
         results.push_back(cpu_zeros(parameters[p], {0}));
@@ -306,6 +328,25 @@ std::vector<Tensor> maml_adapt_cpu(std::vector<Tensor> parameters, std::vector<T
       request.adapted.push_back(results.back().mutable_data_ptr<T>());
     }
     run_in_parallel(*engine_for(request));
+  });
+  return results;
+}
+
+std::vector<Tensor> hessian_vector_product_cpu(std::vector<Tensor> parameters, std::vector<Tensor> vectors,
+                                               std::vector<Tensor> buffers, Tensor support_x, Tensor support_y,
+                                               MaybeTensor support_mask, std::vector<int64_t> program, int64_t bn,
+                                               int64_t loss, double label_smoothing, std::vector<int64_t> paths) {
+  STD_TORCH_CHECK(vectors.size() == parameters.size(), "vectors must be as many as parameters");
+  check_floating(support_x, "support_x");
+  // To the engine, what the Hessian is of is what an inner loop adapts; α itself is not read.
+  const Tensor some_rate = cpu_zeros(support_x, {1, 1}), no_rate = cpu_zeros(support_x, {0, 0});
+  std::vector<Tensor> rates;
+  for (const Tensor& vector : vectors) rates.push_back(vector.numel() > 0 ? some_rate : no_rate);
+  const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, 0, paths};
+  std::vector<Tensor> results;
+  with_call(arguments, {support_x, support_y, support_mask}, nullptr, [&]<class T>(CheckedCall<T>& call) {
+    for (const Tensor& vector : vectors) results.push_back(call.add_direction(vector));
+    if (!results.empty()) run_in_parallel(*engine_for(call.request));
   });
   return results;
 }
@@ -339,7 +380,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
       "bool[] needs_gradient, bool rate_gradients, int[] paths) -> Tensor[]");
   m.def(
       "maml_adapt(Tensor[] parameters, Tensor[] rates, Tensor[] buffers, Tensor support_x, Tensor support_y, "
-      "Tensor? support_mask, int[] program, int bn, int loss, float label_smoothing, int steps, int[] paths) "
+      "Tensor? support_mask, int[] program, int bn, int loss, float label_smoothing, int steps, float proximal, "
+      "int[] paths) -> Tensor[]");
+  m.def(
+      "hessian_vector_product(Tensor[] parameters, Tensor[] vectors, Tensor[] buffers, Tensor support_x, "
+      "Tensor support_y, Tensor? support_mask, int[] program, int bn, int loss, float label_smoothing, int[] paths) "
       "-> Tensor[]");
   m.def(
       "maml_plan(Tensor[] parameters, Tensor[] rates, Tensor[] buffers, Tensor support_x, Tensor support_y, "
@@ -351,5 +396,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(innerloop, m) {
 STABLE_TORCH_LIBRARY_IMPL(innerloop, CPU, m) {
   m.impl("maml", TORCH_BOX(&innerloop::maml_cpu));
   m.impl("maml_adapt", TORCH_BOX(&innerloop::maml_adapt_cpu));
+  m.impl("hessian_vector_product", TORCH_BOX(&innerloop::hessian_vector_product_cpu));
   m.impl("maml_plan", TORCH_BOX(&innerloop::maml_plan_cpu));
 }

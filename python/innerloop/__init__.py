@@ -22,6 +22,7 @@ _LAZY = {
     "data": "innerloop.data",
     "models": "innerloop.models",
     "ops": "innerloop.ops",
+    "primitives": "innerloop.primitives",
     "SecondOrderWarning": "innerloop.second_order",
 }
 

@@ -80,8 +80,10 @@ def adapt_tasks(
     inner: InnerLoop,
     parameters: Mapping[str, Tensor] | None = None,
     engine: Engine = "auto",
+    proximal: float = 0.0,
 ) -> dict[str, Tensor]:
-    """θ_K of every task, by parameter name; detached. The arguments are those of :func:`meta_result`.
+    """θ_K of every task, by parameter name; detached. The arguments are those of :func:`meta_result`; proximal is λ of
+    a descent along the gradient plus λ(θₖ − θ₀).
 
     Returns: [T, *shape] for a parameter that is adapted; θ₀ as it is for the others.
     """
@@ -91,7 +93,7 @@ def adapt_tasks(
             given = None if parameters is None else initial
             call = _native_call(model, tasks, inner, given, engine, all_ways=False)
         if call is not None:
-            adapted = zip(lowered(model).names, native.adapt(*call), strict=True)
+            adapted = zip(lowered(model).names, native.adapt(*call, proximal), strict=True)
             # An adapted parameter that the Program does not use has no gradient, and stays as it is for every task.
             unused = {
                 name: initial[name].expand(tasks.num_tasks, *parameter.shape)
@@ -99,7 +101,39 @@ def adapt_tasks(
                 if name in inner.rates
             }
             return initial | unused | {name: value for name, value in adapted if value.numel()}
-    return initial | torch_engine.adapt_tasks(model, initial, tasks, inner)
+    return initial | torch_engine.adapt_tasks(model, initial, tasks, inner, proximal)
+
+
+def hessian_vector_products(
+    model: nn.Module,
+    tasks: TaskBatch,
+    vectors: Mapping[str, Tensor],
+    inner: InnerLoop,
+    parameters: Mapping[str, Tensor] | None = None,
+    engine: Engine = "auto",
+) -> dict[str, Tensor]:
+    """The Hessian of every task's support loss at its parameters, of those that have a vector, times it; detached.
+
+    The arguments are those of :func:`meta_result`.
+
+    Args:
+        vectors: by name, [T, *shape]. inner: says what BatchNorm does and what the loss is; the Hessian is of the
+            parameters that it adapts, which are those of vectors.
+
+    Returns: [T, *shape] by name.
+    """
+    if engine != "torch":
+        with torch.no_grad():
+            call = _native_call(model, tasks, inner, parameters, engine, all_ways=False)
+        if call is not None:
+            values, _, buffers, _, settings = call
+            names = lowered(model).names
+            given = [vectors.get(name, value.new_empty(0)) for name, value in zip(names, values, strict=True)]
+            products = native.hessian_vector_product(values, given, buffers, tasks, settings)
+            # A parameter that the Program does not use has no Hessian.
+            unused = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
+            return unused | {name: value for name, value in zip(names, products, strict=True) if value.numel()}
+    return torch_engine.hessian_vector_products(model, _own(model, parameters), tasks, vectors, inner)
 
 
 def adapt(

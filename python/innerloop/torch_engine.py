@@ -7,7 +7,7 @@ equation 1 with K steps, states it; nets of Linear layers alone run all tasks at
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,27 +50,89 @@ def meta_result(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
     return Result(total.mean(), total.detach(), logits, accuracies)
 
 
-def adapt_tasks(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inner: InnerLoop) -> dict[str, Tensor]:
+def adapt_tasks(
+    model: nn.Module, parameters: Parameters, tasks: TaskBatch, inner: InnerLoop, proximal: float = 0.0
+) -> dict[str, Tensor]:
     """θ_K of every task for the parameters that are adapted, [T, *shape]; detached.
 
-    The arguments are those of :func:`meta_result`.
+    The arguments are those of :func:`meta_result`; proximal is λ of a descent along the gradient plus λ(θₖ − θ₀).
     """
-    per_task = per_task_parameters(model, parameters, tasks.num_tasks)
-    functional = FunctionalModel(model, inner.bn)
     found = []
     with torch.enable_grad():
-        for index in range(tasks.num_tasks):
-            functional.start_task()
-            mask = None if tasks.support_mask is None else tasks.support_mask[index]
-            x, y = _valid(tasks.support_x[index], mask).detach(), _valid(tasks.support_y[index], mask).detach()
-            adapted = {name: value[index] if name in per_task else value for name, value in parameters.items()}
+        for initial, support_loss in _support_losses(model, parameters, tasks, inner):
+            adapted = initial
             directions = Directions(inner.optimizer)
             for step in range(inner.steps):
                 current = _independent(_detach(adapted), inner)
-                loss = _loss(functional.support(current, x, step), y, inner.loss, "support_y")
-                adapted = _descend(current, loss, inner, step, directions, create_graph=False)
+                adapted = _descend(current, support_loss(current, step), inner, step, directions, create_graph=False)
+                for name, rate in inner.rates.items() if proximal != 0 else ():
+                    away = current[name] - initial[name]
+                    adapted[name] = adapted[name] - rate.at(step) * proximal * away
             found.append(_detach(adapted))
     return {name: torch.stack([adapted[name] for adapted in found]) for name in inner.rates}
+
+
+def hessian_vector_products(
+    model: nn.Module, parameters: Parameters, tasks: TaskBatch, vectors: Parameters, inner: InnerLoop
+) -> dict[str, Tensor]:
+    """The Hessian of every task's support loss at its parameters, of those that have a vector, times it; detached.
+
+    The arguments are those of :func:`meta_result`.
+
+    Args:
+        vectors: by name, [T, *shape]. inner: its loss, its bn, and as what it adapts the names of vectors.
+
+    Returns: [T, *shape] by name.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in vectors}
+    losses = _support_losses(model, parameters, tasks, inner, second_order=True)
+    with torch.enable_grad():
+        for index, (initial, support_loss) in enumerate(losses):
+            current = _independent(initial, inner)
+            variables = [current[name] for name in vectors]
+            loss = support_loss(current, 0)
+            gradients = _gradients([loss], variables, create_graph=True)
+            products = _gradients(gradients, variables, [vector[index] for vector in vectors.values()])
+            for name, product in zip(vectors, products, strict=True):
+                found[name].append(product.detach())
+    return {name: torch.stack(products) for name, products in found.items()}
+
+
+def _gradients(
+    of: Sequence[Tensor],
+    variables: Sequence[Tensor],
+    weights: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """The gradient of the sum of tensors, times weights; zero where they do not depend on a variable."""
+    chosen = [place for place, tensor in enumerate(of) if tensor.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(variables)
+    if chosen:
+        outputs = [of[place] for place in chosen]
+        given = None if weights is None else [weights[place] for place in chosen]
+        found = torch.autograd.grad(outputs, variables, given, create_graph=create_graph, allow_unused=True)
+    return [
+        torch.zeros_like(variable) if gradient is None else gradient
+        for variable, gradient in zip(variables, found, strict=True)
+    ]
+
+
+def _support_losses(
+    model: nn.Module, parameters: Parameters, tasks: TaskBatch, inner: InnerLoop, second_order: bool = False
+) -> Iterator[tuple[dict[str, Tensor], Callable[[Parameters, int], Tensor]]]:
+    """For each task its θ₀, detached, and its support loss as a function of the parameters and the steps to them."""
+    per_task = per_task_parameters(model, parameters, tasks.num_tasks)
+    functional = FunctionalModel(model, inner.bn, second_order=second_order)
+    for index in range(tasks.num_tasks):
+        functional.start_task()
+        mask = None if tasks.support_mask is None else tasks.support_mask[index]
+        x, y = _valid(tasks.support_x[index], mask).detach(), _valid(tasks.support_y[index], mask).detach()
+        initial = {name: value[index] if name in per_task else value for name, value in parameters.items()}
+
+        def support_loss(theta: Parameters, steps: int, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return _loss(functional.support(theta, x, steps), y, inner.loss, "support_y")
+
+        yield _detach(initial), support_loss
 
 
 def per_task_parameters(model: nn.Module, parameters: Parameters, tasks: int) -> set[str]:

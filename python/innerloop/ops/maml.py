@@ -81,16 +81,41 @@ def maml(
 
 
 def adapt(
-    parameters: list[Tensor], rates: list[Tensor], buffers: list[Tensor], tasks: TaskBatch, settings: Settings
+    parameters: list[Tensor],
+    rates: list[Tensor],
+    buffers: list[Tensor],
+    tasks: TaskBatch,
+    settings: Settings,
+    proximal: float = 0.0,
 ) -> list[Tensor]:
     """θ_K of every parameter that is adapted, [T, *shape], for the tasks' support sets; a 0-element tensor for the
-    others."""
+    others. proximal: λ, descent being along the gradient plus λ(θₖ − θ₀)."""
     with torch.no_grad():
         adapted: list[Tensor] = torch.ops.innerloop.maml_adapt(
             parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.support_mask, settings.program,
-            settings.bn, settings.loss, settings.label_smoothing, settings.steps, settings.paths,
+            settings.bn, settings.loss, settings.label_smoothing, settings.steps, proximal, settings.paths,
         )  # fmt: skip
     return adapted
+
+
+def hessian_vector_product(
+    parameters: list[Tensor], vectors: list[Tensor], buffers: list[Tensor], tasks: TaskBatch, settings: Settings
+) -> list[Tensor]:
+    """Per task, the Hessian of its support loss at its parameters times its vector; not differentiable.
+
+    Args:
+        parameters: in the program's order, of the parameter's shape or [T, *shape].
+        vectors: for each parameter [T, *shape]; a 0-element tensor where the Hessian is not of it.
+        buffers: running statistics, in the program's order.
+
+    Returns: [T, *shape] for each parameter with a vector; a 0-element tensor for the others.
+    """
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        products: list[Tensor] = torch.ops.innerloop.hessian_vector_product(
+            parameters, vectors, buffers, tasks.support_x, tasks.support_y, tasks.support_mask, settings.program,
+            settings.bn, settings.loss, settings.label_smoothing, settings.paths,
+        )  # fmt: skip
+    return products
 
 
 def plan(
@@ -232,5 +257,17 @@ def _fake(
     ]
 
 
+def _fake_products(parameters: list[Tensor], vectors: list[Tensor], *_: Any) -> list[Tensor]:
+    return [vector.new_empty(vector.shape if vector.numel() else 0) for vector in vectors]
+
+
+def _refuse_products(ctx: Any, *_: Any) -> None:
+    raise RuntimeError("innerloop::hessian_vector_product cannot be differentiated: use engine='torch' or maml_loss")
+
+
 torch.library.register_fake("innerloop::maml", _fake)
+torch.library.register_fake("innerloop::hessian_vector_product", _fake_products)
+torch.library.register_autograd(
+    "innerloop::hessian_vector_product", _refuse_products, setup_context=lambda ctx, inputs, output: None
+)
 torch.library.register_autograd("innerloop::maml", _backward, setup_context=_setup_context)
