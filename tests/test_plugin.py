@@ -13,15 +13,19 @@ import pytest
 PLUGIN = Path(__file__).parent / "plugin"
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A throw-away target folder that pip installed the example plug-in into."""
+def install(distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A throw-away target folder that pip installed a distribution into."""
     target = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "plugin"
-    subprocess.run(["cp", "-r", str(PLUGIN), str(source)], check=True)  # building must not write into the tests
+    subprocess.run(["cp", "-r", str(distribution), str(source)], check=True)  # building must not write into the sources
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--target", str(target), str(source)], check=True)
     return target
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(PLUGIN, tmp_path_factory)
 
 
 def innerloop_cli(site: Path | None, *arguments: str, code: int = 0, **environment: str) -> str:
