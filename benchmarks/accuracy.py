@@ -89,6 +89,7 @@ ENTRIES = [
     Entry("maml_pp", "maml_pp", ways=(5, 20)),
     Entry("maml", "maml", ways=(5, 20)),
     Entry("anil", "anil", ways=(5, 20)),
+    Entry("imaml", "imaml", ways=(5, 20)),
     Entry("finetune, no pre-training", "finetune", {"pretraining": "none"}, budget=0.0,
           variants={"finetune, no pre-training, transductive": {"bn": "transductive"}}),
 ]  # fmt: skip

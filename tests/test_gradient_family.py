@@ -187,11 +187,11 @@ def test_adapt_is_the_same_adaptation(name: str, bn: str, engine: str) -> None:
         assert_close(learner(tasks.query_x[t]), logits[t], f"task {t}")
 
 
-@pytest.mark.parametrize("name", ["fomaml", "anil", "boil", "meta_sgd", "proto_maml", "reptile"])
+@pytest.mark.parametrize("name", ["fomaml", "anil", "boil", "meta_sgd", "proto_maml", "reptile", "imaml"])
 def test_the_command_line_offers_the_options(name: str) -> None:
     options = {option.name for option in options_of(innerloop.get(name))}
     assert options >= {"inner_lr", "inner_steps", "bn", "engine"}
-    assert ("first_order" in options) == (name not in ("fomaml", "reptile"))
+    assert ("first_order" in options) == (name not in ("fomaml", "reptile", "imaml"))
 
 
 def test_boil_needs_a_body() -> None:
