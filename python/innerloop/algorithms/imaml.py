@@ -27,10 +27,11 @@ class IMAML(Algorithm):
     meta-gradient is the x that solves (I + H/λ) x = ∇L_query(φ), H being the Hessian of the support loss at φ
     (lemma 1); a few steps of conjugate gradients solve it (algorithm 2). Memory does not grow with the inner steps.
 
-    Conjugate gradients need I + H/λ to be positive definite. A task on which they meet negative curvature keeps the
-    solution so far, and where that is none yet, ∇L_query(φ), which is FOMAML's. :attr:`negative_curvature` says on
-    which tasks of the latest batch that happened; :attr:`stopped` of :attr:`solved` tasks had it since the algorithm
-    was made, which the log "innerloop" says when it is 1, 10, 100 … of them. A larger λ is the remedy.
+    Conjugate gradients need I + H/λ to be positive definite, which it is where φ is a minimum: many small inner steps
+    get there, few or large ones do not. A task on which they meet negative curvature keeps the solution so far, and
+    where that is none yet, ∇L_query(φ), which is FOMAML's. :attr:`negative_curvature` says on which tasks of the latest
+    batch that happened; :attr:`stopped` of :attr:`solved` tasks had it since the algorithm was made, which the log
+    "innerloop" says when it is 1, 10, 100 … of them.
 
     Args:
         model: any module; its outputs are logits, or the targets' shape for regression.
@@ -49,9 +50,9 @@ class IMAML(Algorithm):
     def __init__(
         self,
         model: nn.Module,
-        inner_lr: float = 0.1,
-        inner_steps: int = 5,
-        proximal: float = 1.0,
+        inner_lr: float = 0.05,
+        inner_steps: int = 16,
+        proximal: float = 0.5,
         cg_steps: int = 5,
         bn: BatchNormMode = "transductive",
         loss: Loss | None = None,
@@ -121,11 +122,10 @@ class IMAML(Algorithm):
         self.solved += len(negative)
         if len(str(self.stopped)) > len(str(before)) or (self.stopped > 0 and before == 0):
             log.warning(
-                "iMAML: conjugate gradients met negative curvature on %d of %d tasks so far and stopped there; a "
-                "larger proximal (now %g) avoids it",
+                "iMAML: conjugate gradients met negative curvature on %d of %d tasks so far and stopped there: the "
+                "inner loop does not reach a minimum; more inner_steps or a smaller inner_lr may",
                 self.stopped,
                 self.solved,
-                self.proximal,
             )
 
 
