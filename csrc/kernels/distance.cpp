@@ -196,22 +196,6 @@ class RowWriter {
   const int64_t columns_, width_;
 };
 
-template <int Distance, class V, int... I>
-inline V rotated(V v, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(v, v, ((I + Distance) % static_cast<int>(sizeof...(I)))...);
-}
-
-// The elements of a vector, combined in pairs, pairs of pairs, ….
-template <class T, int Distance = lanes<T> / 2, class Combine>
-inline T folded(Vector<T> v, const Combine& combine) {
-  v = combine(v, rotated<Distance>(v, std::make_integer_sequence<int, lanes<T>>()));
-  if constexpr (Distance > 1) {
-    return folded<T, Distance / 2>(v, combine);
-  } else {
-    return v[0];
-  }
-}
-
 // Σ over rows of −log softmax(row)[label]. The logarithm is taken of products of the softmax's sums, each at least 1.
 template <class T>
 class CrossEntropy {
@@ -220,13 +204,12 @@ class CrossEntropy {
   // In passes over all of the rows, for what is done to one is a long chain, each link waiting for the one before it.
   void add(T* rows, int64_t count, int64_t width, const int64_t* labels, T weight) {
     constexpr int L = lanes<T>;
-    const auto larger = [](Vector<T> a, Vector<T> b) { return a > b ? a : b; };
-    const auto plus = [](Vector<T> a, Vector<T> b) { return a + b; };
+    const auto larger = [](auto a, auto b) { return a > b ? a : b; };
     for (int64_t r = 0; r < count; ++r) {
       T* row = rows + r * width;
       Vector<T> tops = load(row);
       for (int64_t j = L; j < width; j += L) tops = larger(load(row + j), tops);
-      const T top = folded<T>(tops, larger);
+      const T top = folded(tops, larger);
       if (labels[r] >= 0) below_ += static_cast<double>(top - row[labels[r]]);
       for (int64_t j = 0; j < width; j += L) store(row + j, load(row + j) - top);
     }
@@ -235,7 +218,7 @@ class CrossEntropy {
       T* row = rows + r * width;
       Vector<T> sums = load(row);
       for (int64_t j = L; j < width; j += L) sums += load(row + j);
-      const T total = folded<T>(sums, plus), factor = labels[r] < 0 ? 0 : weight / total;
+      const T total = sum<T>(sums), factor = labels[r] < 0 ? 0 : weight / total;
       for (int64_t j = 0; j < width; j += L) store(row + j, load(row + j) * factor);
       if (labels[r] < 0) continue;
       row[labels[r]] -= weight;

@@ -95,6 +95,24 @@ class Columns {
   std::vector<T> copy_;
 };
 
+// Adds the row to sums, and returns its total.
+template <class T>
+T add_and_total(const T* row, int64_t count, T* sums) {
+  constexpr int L = lanes<T>;
+  Vector<T> totals{};
+  int64_t j = 0;
+  for (; j + L <= count; j += L) {
+    totals += load(row + j);
+    store(sums + j, load(sums + j) + load(row + j));
+  }
+  T total = sum<T>(totals);
+  for (; j < count; ++j) {
+    total += row[j];
+    sums[j] += row[j];
+  }
+  return total;
+}
+
 template <class T>
 void backward(const T* g, T scale, const T* a, const T* b, int64_t rows, int64_t points, int64_t dim, int64_t first,
               int64_t last, T* to_a, T* to_b) {
@@ -107,14 +125,7 @@ void backward(const T* g, T scale, const T* a, const T* b, int64_t rows, int64_t
   for (int64_t i = 0; i < rows; i += gradient_row_block) {
     const int64_t count = std::min(gradient_row_block, rows - i);
     const T* weights = g + i * points;
-    for (int64_t r = 0; r < count; ++r) {
-      T total = 0;
-      for (int64_t j = 0; j < points; ++j) {
-        total += weights[r * points + j];
-        of_points[static_cast<size_t>(j)] += weights[r * points + j];
-      }
-      of_rows[r] = total;
-    }
+    for (int64_t r = 0; r < count; ++r) of_rows[r] = add_and_total(weights + r * points, points, of_points.data());
     const Columns<T> of_a(a + i * dim + first, count, dim, columns);
     T* to = whole ? to_a + i * dim + first : padded.data();
     const int64_t to_row = whole ? dim : width;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 // Before a loop of constant length that must be written out, so that the arrays it indexes live in registers.
 #if defined(__clang__)
@@ -68,11 +69,28 @@ inline Vector<T> load_part(const T* from, int64_t count) {
   return v;
 }
 
+template <int First, class V, int... I>
+inline auto lanes_from(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (First + I)...);
+}
+
+// The elements of a vector, combined in pairs, pairs of pairs, …: halves first, then inside of 16 bytes.
+template <class V, class Combine>
+inline auto folded(V v, const Combine& combine) {
+  constexpr int count = sizeof(v) / sizeof(v[0]);
+  if constexpr (sizeof(v) > 16) {
+    constexpr auto half = std::make_integer_sequence<int, count / 2>();
+    return folded(combine(lanes_from<0>(v, half), lanes_from<count / 2>(v, half)), combine);
+  } else {
+    constexpr auto all = std::make_integer_sequence<int, count>();
+    if constexpr (count == 4) v = combine(v, lanes_from<2>(v, all));
+    return combine(v, lanes_from<1>(v, all))[0];
+  }
+}
+
 template <class T>
 inline T sum(Vector<T> v) {
-  T total = 0;
-  for (int i = 0; i < lanes<T>; ++i) total += v[i];
-  return total;
+  return folded(v, [](auto a, auto b) { return a + b; });
 }
 
 }  // namespace innerloop::INNERLOOP_ISA

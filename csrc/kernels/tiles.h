@@ -17,9 +17,12 @@ constexpr int64_t vectors_of(int64_t count) {
 template <int R, class Work>
 void in_tiles(int64_t rows, const Work& work) {
   const int64_t tiles = (rows + R - 1) / R;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = t * rows / tiles;
-    work(first, (t + 1) * rows / tiles - first);
+  if (tiles == 0) return;
+  const int64_t height = rows / tiles, higher = rows % tiles;  // one division: they take as long as a small tile
+  for (int64_t t = 0, first = 0; t < tiles; ++t) {
+    const int64_t here = height + (t < higher);
+    work(first, here);
+    first += here;
   }
 }
 
