@@ -49,8 +49,8 @@ class FineTune(Algorithm):
         input_shape: Shape,
         training_classes: int,
         pretraining: Literal["classes", "none"] = "classes",
-        inner_lr: float = 0.2,
-        inner_steps: int = 5,
+        inner_lr: float = 0.05,
+        inner_steps: int = 10,
         bn: BatchNormMode = "support",
         engine: engines.Engine = "auto",
     ) -> None:
