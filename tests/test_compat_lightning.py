@@ -87,6 +87,7 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "maml, torch engine": ("maml", {"inner_lr": 0.3, "engine": "torch"}, {}),
     "maml, clipped": ("maml", {"inner_lr": 0.3}, {"gradient_clip_val": 0.1}),
     "meta_sgd": ("meta_sgd", {}, {}),
+    "maml_pp, which anneals over the whole training": ("maml_pp", {"inner_steps": 2}, {}),
     "protonet": ("protonet", {"metric": "cosine", "temperature": 0.1}, {}),
     "baseline": (
         "baseline",

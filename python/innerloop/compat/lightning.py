@@ -12,6 +12,7 @@ docs/lightning.md has the whole of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -75,6 +76,11 @@ class MetaLearner(LightningModule):
                 f"the Trainer's precision is {precision!r}, which cannot convert a TaskBatch: leave it at '32-true', "
                 "and give a model and tasks of the dtype wanted, as by model.double() and tasks.to(torch.float64)"
             )
+
+    def on_train_start(self) -> None:
+        steps = self.trainer.estimated_stepping_batches
+        if hasattr(self.algorithm, "training_steps") and math.isfinite(steps):
+            self.algorithm.training_steps = int(steps)  # type: ignore[assignment]
 
     def configure_optimizers(self) -> Any:
         return self.make_optimizer(self.algorithm.parameters())
