@@ -32,11 +32,18 @@ attention over the support samples | Vinyals et al. 2016 |
 | `finetune` | as `baseline`, or `--pretraining none`: nothing | gradient steps on the whole network | the transfer \
 baseline, and the floor |
 | `maml` | an initialisation | gradient steps from it | Finn et al. 2017 |
+| `fomaml` | the same, without second derivatives | gradient steps from it | Finn et al. 2017 |
+| `meta_sgd` | an initialisation, and a step size for each parameter | gradient steps from it | Li et al. 2017 |
 | `maml_pp` | an initialisation, and step sizes, γ and β of each step | gradient steps from it | Antoniou et al. 2019 |
 | `anil` | a body, and a head's initialisation | gradient steps on the head | Raghu et al. 2020 |
+| `boil` | an initialisation of the body, and a head | gradient steps on the body | Oh et al. 2021 |
+| `reptile` | an initialisation, moved to where gradient steps lead | gradient steps from it | Nichol et al. 2018 |
+| `imaml` | an initialisation that the steps are held to | many gradient steps near it | Rajeswaran et al. 2019 |
+| `proto_maml` | an embedding | gradient steps from a head of prototypes | Triantafillou et al. 2020 |
 
-All but `maml`, `maml_pp` and `anil` take any number of classes, whatever they were trained with. All but these and
-`finetune` compare embeddings, and evaluation embeds each test image once.
+The methods from `maml` on have a head with as many outputs as a task has classes; the others take any number of
+classes, whatever they were trained with, and all of those but `finetune` compare embeddings: evaluation embeds each
+test image once.
 
 ## Test accuracy
 
@@ -50,8 +57,8 @@ tasks of one training, and says nothing of another seed.
     .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/accuracy_report.py
 
 A table for each thing that BatchNorm normalises test tasks with ([numerics.md](numerics.md)): they do not compare like
-with like. `maml`, `maml_pp` and `anil`, whose heads have as many outputs as a task has classes, are trained once for
-each number of ways, by the same budget. CPU time is of training and validation, one thread ({processor})."""
+with like. Options are each algorithm's defaults. Methods with a head are trained once for each number of ways, by the
+same budget. CPU time is of training and validation, one thread ({processor}), and for these of both trainings."""
 
 #: In what order, and under what words, the tables by BatchNorm's mode come.
 _MODES = {
