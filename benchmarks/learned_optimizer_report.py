@@ -30,6 +30,7 @@ that all parameters share, and those weights are what meta-training learns.
 
     innerloop train learned_optimizer --data quadratic --model linear --meta-batch-size 64
     innerloop train learned_optimizer --data glyphs --model mlp        # 784-20-5, sigmoid
+    innerloop train learned_optimizer --data digits --model mlp --ways 10   # of MNIST: the extra `digits`
     innerloop train learned_optimizer --data glyphs                    # a small convolutional net
 
 A task is an optimizee: the model on a support set. Query sets are only looked at to report. In `train()` a task starts

