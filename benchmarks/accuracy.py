@@ -90,8 +90,13 @@ ENTRIES = [
     Entry("maml", "maml", ways=(5, 20)),
     Entry("anil", "anil", ways=(5, 20)),
     Entry("imaml", "imaml", ways=(5, 20)),
-    Entry("finetune, no pre-training", "finetune", {"pretraining": "none"}, budget=0.0,
-          variants={"finetune, no pre-training, transductive": {"bn": "transductive"}}),
+    Entry("fomaml", "fomaml", ways=(5, 20)),
+    Entry("boil", "boil", ways=(5, 20)),
+    Entry("meta_sgd", "meta_sgd", ways=(5, 20)),
+    Entry("proto_maml", "proto_maml", ways=(5, 20)),
+    Entry("reptile", "reptile", ways=(5, 20)),
+    Entry("finetune, no pre-training", "finetune", {"pretraining": "none", "inner_lr": 0.2, "inner_steps": 5},
+          budget=0.0, variants={"finetune, no pre-training, transductive": {"bn": "transductive"}}),
 ]  # fmt: skip
 
 #: Tasks of a batch where a head of 20 ways makes each of them four times as large.

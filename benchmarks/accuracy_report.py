@@ -49,10 +49,9 @@ test image once.
 
 On the built-in glyphs, scripts never trained on. One backbone: Conv4 of {filters} filters that halves by a stride of 2
 (`relation_net`, which convolves feature maps, halves twice and no more, as in its paper). One budget: {images:,}
-training images, support and query sets together, in tasks of one shot; Adam at 1e-3; the checkpoint that was best in
-{validations} validations. {episodes} test tasks of 15 queries a class, the same for every row; ± is the 95% interval \
-over the
-tasks of one training, and says nothing of another seed.
+training images, support and query sets together, in tasks of one shot (`reptile`: five); Adam at 1e-3; the checkpoint
+that was best in {validations} validations. {episodes} test tasks of 15 queries a class, the same for every row; ± is
+the 95% interval over the tasks of one training, and says nothing of another seed.
 
     .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/accuracy_report.py
 
