@@ -69,6 +69,8 @@ class Algorithm(nn.Module, ABC):
     #: Whether the model keeps a classification head of its own (``ways`` outputs); embedding methods set False.
     needs_head: ClassVar[bool] = True
 
+    training_steps: int  # declared alone: only algorithms that change in the course of training have it
+
     #: Where this algorithm trains best with settings other than TrainingSettings' own: field name → value.
     training_defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -147,7 +147,7 @@ def fit(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     if hasattr(algorithm, "training_steps"):
-        algorithm.training_steps = settings.steps  # type: ignore[assignment]
+        algorithm.training_steps = settings.steps
     trainer = _Trainer(algorithm, settings, optimizer, validation, validation_ways, None if run is None else Path(run))
     first = trainer.start(resume)
     if tensorboard:

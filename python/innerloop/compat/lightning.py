@@ -80,7 +80,7 @@ class MetaLearner(LightningModule):
     def on_train_start(self) -> None:
         steps = self.trainer.estimated_stepping_batches
         if hasattr(self.algorithm, "training_steps") and math.isfinite(steps):
-            self.algorithm.training_steps = int(steps)  # type: ignore[assignment]
+            self.algorithm.training_steps = int(steps)
 
     def configure_optimizers(self) -> Any:
         return self.make_optimizer(self.algorithm.parameters())
