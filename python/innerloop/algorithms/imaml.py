@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from innerloop import engine as engines
 from innerloop import primitives
+from innerloop.algorithms.maml import MAML
 from innerloop.contract import Algorithm, Result
 from innerloop.inner_loop import BatchNormMode
 from innerloop.losses import Loss
@@ -44,8 +45,8 @@ class IMAML(Algorithm):
         engine: "auto", "native" or "torch".
     """
 
-    training_defaults: ClassVar = {"steps": 3000, "meta_batch_size": 8, "queries": 5, "clip": 10.0}
-    model_defaults: ClassVar = {"conv4": {"filters": 32, "downsample": "stride"}}
+    training_defaults: ClassVar = MAML.training_defaults
+    model_defaults: ClassVar = MAML.model_defaults
 
     def __init__(
         self,
