@@ -69,6 +69,7 @@ class MAMLPlusPlus(MAML):
                 raise ValueError(f"{name} is {share}, expected a share of training, 0 … 1")
         if bn == "per_step":
             model = _with_per_step_norms(model, inner_steps)
+        # MAML's own option leaves "per_step" out: its layers are made here.
         super().__init__(model, inner_lr, inner_steps, bn=bn, loss=loss, engine=engine)  # type: ignore[arg-type]
         self.multi_step_share = multi_step_share
         self.first_order_share = first_order_share
