@@ -166,9 +166,8 @@ class FunctionalModel:
 
         copies = copy_structure(model, task_norm)
         self.module = copies[id(model)]
-        for (
-            twin
-        ) in copies.values():  # not their fast path: it reads the layers' weights, and calls no forward of theirs
+        # Transformers without their fast path, which reads the layers' weights and calls no forward of theirs.
+        for twin in copies.values():
             if isinstance(twin, nn.TransformerEncoderLayer):
                 twin.activation_relu_or_gelu = 0
             elif isinstance(twin, nn.TransformerEncoder):
