@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 # The tests' tensors are small, and threads that wait for each other cost more than they bring, above all on a machine
 # that does something else too. A test about threads asks for them itself. Before torch, which reads it.
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from command_line import CommandLine
+from innerloop.ops import maml as native
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,3 +63,10 @@ def _trained(tmp_path_factory: pytest.TempPathFactory, algorithm: str, *options:
     command = [sys.executable, "-m", "innerloop", "train", algorithm, "--data", "glyphs", "--run", str(run)]
     subprocess.run([*command, "--episodes", "100", "--validation-episodes", "20", *options], check=True)
     return run
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the native engine take the given paths."""
+    settings = native.Settings
+    return lambda paths: monkeypatch.setattr(native, "Settings", partial(settings, paths=paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
@@ -252,4 +253,4 @@ def test_without_lightning_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "innerloop.compat.lightning")
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)  # Python's way to say: not installed
     with pytest.raises(ImportError, match=r"pip install 'innerloop\[lightning\]'"):
-        import innerloop.compat.lightning  # noqa: F401
+        importlib.import_module("innerloop.compat.lightning")

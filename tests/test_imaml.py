@@ -17,6 +17,7 @@ import innerloop
 from command_line import CommandLine
 from innerloop import TaskBatch, primitives
 from innerloop.algorithms.imaml import IMAML, conjugate_gradients
+from innerloop.engine import Engine
 from innerloop.training import TrainingSettings, fit
 from nets import assert_close, conv_module, make, make_tasks, mlp_module, ragged
 from test_primitives import NETS, dense_hessian, on_both_engines, support_loss, with_and_without_masks
@@ -24,9 +25,9 @@ from test_primitives import NETS, dense_hessian, on_both_engines, support_loss, 
 LAMBDA, ALPHA, STEPS = 3.0, 0.1, 4
 
 
-def build(module: Callable[[], nn.Module], engine: str = "auto", **options: Any) -> IMAML:
+def build(module: Callable[[], nn.Module], engine: Engine = "auto", **options: Any) -> IMAML:
     given = {"inner_lr": ALPHA, "inner_steps": STEPS, "proximal": LAMBDA, "cg_steps": 200, **options}
-    return IMAML(make(module), engine=engine, **given)  # type: ignore[arg-type]
+    return IMAML(make(module), engine=engine, **given)
 
 
 def phi_of(algorithm: IMAML, tasks: TaskBatch) -> dict[str, Tensor]:

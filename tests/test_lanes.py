@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import innerloop
 from innerloop import TaskBatch, engine, torch_engine
 from innerloop.inner_loop import InnerLoop
-from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
 
 LANES, BLOCKS = (2, 0, 0, 0, 0), (0, 0, 0, 0, 0)
@@ -85,13 +84,6 @@ def run(meta_result: Any, model: nn.Module, tasks: TaskBatch, inner: InnerLoop, 
 
 def by_native(model: nn.Module, parameters: dict[str, Tensor], tasks: TaskBatch, inner: InnerLoop) -> Any:
     return engine.meta_result(model, tasks, inner, parameters, engine="native")
-
-
-@pytest.fixture
-def force(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the native engine take the given paths."""
-    settings = native.Settings
-    return lambda paths: monkeypatch.setattr(native, "Settings", partial(settings, paths=paths))
 
 
 def assert_agrees(

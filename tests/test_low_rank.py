@@ -12,7 +12,7 @@ from innerloop import torch_engine
 from innerloop.explanation import explanation
 from innerloop.inner_loop import InnerLoop
 from nets import assert_close, make, make_tasks, ragged
-from test_lanes import OPTIONS, by_native, force, random_rates, run  # noqa: F401 (force is a fixture)
+from test_lanes import OPTIONS, by_native, random_rates, run
 
 LOW_RANK, PLAIN = (0, 2, 0, 0, 0), (0, 0, 0, 0, 0)
 
@@ -22,7 +22,7 @@ def network() -> nn.Module:
 
 
 def assert_agrees(
-    force: Any,  # noqa: F811
+    force: Any,
     arguments: dict[str, Any],
     model: nn.Module,
     per_task: str | None = None,
@@ -43,7 +43,7 @@ def assert_agrees(
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, "the weight alone", "no bias"])
-def test_every_option(force: Any, options: str) -> None:  # noqa: F811
+def test_every_option(force: Any, options: str) -> None:
     torch.manual_seed(0)
     model = make(network)
     if options == "the weight alone":
@@ -57,19 +57,19 @@ def test_every_option(force: Any, options: str) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("per_task", ["0.weight", "0.bias", "2.weight"])
-def test_parameters_of_each_task(force: Any, per_task: str) -> None:  # noqa: F811
+def test_parameters_of_each_task(force: Any, per_task: str) -> None:
     model = make(network)
     assert_agrees(force, OPTIONS["step weights"](model), model, per_task)
 
 
 # From 16 tasks on a worker sums up several before it adds them to the others': here two, and in the last chunk one.
 @pytest.mark.parametrize("per_task", [None, "0.weight"], ids=["shared", "a weight for each task"])
-def test_many_tasks(force: Any, per_task: str | None) -> None:  # noqa: F811
+def test_many_tasks(force: Any, per_task: str | None) -> None:
     model = make(network)
     assert_agrees(force, OPTIONS["step weights"](model), model, per_task, count=17)
 
 
-def test_the_same_bits_on_two_threads(force: Any) -> None:  # noqa: F811
+def test_the_same_bits_on_two_threads(force: Any) -> None:
     model, tasks = make(network), make_tasks((6,), tasks=35)
     inner = InnerLoop.create(model, inner_lr=random_rates(model, 2), inner_steps=2)
     force(LOW_RANK)
@@ -81,12 +81,12 @@ def test_the_same_bits_on_two_threads(force: Any) -> None:  # noqa: F811
         assert torch.equal(one, two), what
 
 
-def test_flat_images(force: Any) -> None:  # noqa: F811
+def test_flat_images(force: Any) -> None:
     model = make(lambda: nn.Sequential(nn.Flatten(), *network()))
     assert_agrees(force, {"inner_lr": 0.3, "inner_steps": 2}, model, shape=(1, 2, 3))
 
 
-def test_without_gradients(force: Any) -> None:  # noqa: F811
+def test_without_gradients(force: Any) -> None:
     model, tasks = make(network), ragged(make_tasks((6,)))
     inner = InnerLoop.create(model, inner_lr=0.3, inner_steps=3, step_weights=[0.5, -0.2, 0.3, 1.0])
     found = []

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import innerloop
 from innerloop import TaskBatch, engine, primitives, torch_engine
+from innerloop.engine import Engine
 from innerloop.inner_loop import Rate
 from innerloop.ops import maml as native
 from nets import Net, assert_close, conv_module, conv_net, definition, make, make_tasks, mlp_module, mlp_net, ragged
-from test_lanes import BLOCKS, LANES, force, random_rates  # noqa: F401 (force is a fixture)
+from test_lanes import BLOCKS, LANES, random_rates
 from test_native_engine import COMMON, Case, bias_before_batch_norm, cases
 
 on_both_engines = pytest.mark.parametrize("engine_name", ["native", "torch"])
@@ -176,7 +177,7 @@ def test_the_engines_agree_on_the_hessian_over_many_draws(case: Case, named: lis
 
 
 @pytest.mark.parametrize("paths", [LANES, BLOCKS, native.AUTOMATIC], ids=["lanes", "blocks", "both"])
-def test_the_executors_agree_whatever_the_number_of_tasks_and_threads(force: Any, paths: Any) -> None:  # noqa: F811
+def test_the_executors_agree_whatever_the_number_of_tasks_and_threads(force: Any, paths: Any) -> None:
     model, tasks = make(mlp_module), ragged(make_tasks((6,), tasks=9))  # two vectors of lanes and a task beside them
     phi, v = noisy(model, 9), noisy(model, 9, scale=1.0, seed=6)
     expected = primitives.hessian_vector_product(model, tasks, v, parameters=phi, engine="torch")
@@ -243,8 +244,9 @@ def test_float32_is_as_near_as_torch() -> None:
     single = TaskBatch(tasks.support_x.float(), tasks.support_y, tasks.query_x.float(), tasks.query_y)
     rounded = {name: value.float() for name, value in v.items()}
     errors = {}
-    for name in ("native", "torch"):
-        products = primitives.hessian_vector_product(model.float(), single, rounded, engine=name)  # type: ignore[arg-type]
+    engines: list[Engine] = ["native", "torch"]
+    for name in engines:
+        products = primitives.hessian_vector_product(model.float(), single, rounded, engine=name)
         errors[name] = max(float((products[key] - exact[key]).abs().max()) for key in v)
     assert errors["native"] <= 4 * errors["torch"]
 
@@ -285,7 +287,7 @@ def test_adapt_is_the_inner_loop(net: str, weight: float, tasks_of: Any, engine_
 @pytest.mark.parametrize("elements", [False, True], ids=["α of each step", "α of each element and step"])
 @pytest.mark.parametrize("per_task", [False, True], ids=["shared", "per task"])
 def test_the_executors_hold_to_the_initial_parameters(
-    force: Any,  # noqa: F811
+    force: Any,
     per_task: bool,
     elements: bool,
     paths: Any,
