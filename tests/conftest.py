@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import emulated
 from command_line import CommandLine
 from innerloop.ops import maml as native
 
@@ -39,6 +41,16 @@ def cuda() -> torch.device:
             pytest.fail("INNERLOOP_REQUIRE_CUDA=1, but torch sees no CUDA device")
         pytest.skip("no CUDA device")
     return torch.device("cuda")
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of tensors for which the CUDA kernels run: the CPU, on which they are emulated, and CUDA."""
+    if request.param == "cuda":
+        yield str(request.getfixturevalue("cuda"))
+    else:
+        with emulated.in_place_of_cpu_ops(emulated.operators()):
+            yield "cpu"
 
 
 @pytest.fixture

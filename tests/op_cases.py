@@ -289,7 +289,8 @@ def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None
         torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
-def main() -> None:
+def compare_all() -> None:
+    """Every case's values and first derivatives with its twin's."""
     for case in (*CASES, *FIRST_ORDER_CASES, *UNROLLED_CASES):
         for dtype in (torch.float64, torch.float32):
             assert_agrees(case, dtype)
@@ -300,8 +301,8 @@ def main() -> None:
             ]
             tolerance = 100 * case.accuracy if dtype == torch.float64 else 1e-3
             torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
-    print(torch.ops.innerloop.instruction_set())
 
 
 if __name__ == "__main__":
-    main()
+    compare_all()
+    print(torch.ops.innerloop.instruction_set())

@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -489,41 +488,6 @@ def test_compiles_whole(case: OpCase) -> None:
         value = function(*inputs)
         results.append((value, torch.autograd.grad(value, inputs)))
     torch.testing.assert_close(*results)
-
-
-# --- CUDA -----------------------------------------------------------------------------------------------------------
-
-WITHOUT_CUDA_KERNEL: dict[str, Callable[[], object]] = {
-    "prototypes": lambda: ops.prototypes(torch.ones(2, 5, 3, device="cuda"), LABELS, 3),
-    "squared_distances": lambda: ops.pairwise_distance(*torch.ones(2, 2, 3, 4, device="cuda")),
-}
-CUDA_CASES = [case for case in CASES if case.name.startswith(("inner_update", "pairwise_distance-cos"))]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("case", CUDA_CASES, ids=str)
-def test_values_on_cuda(case: OpCase, dtype: torch.dtype, cuda: torch.device) -> None:
-    assert_agrees(case, dtype, str(cuda))
-
-
-@pytest.mark.parametrize("case", CUDA_CASES, ids=str)
-def test_derivatives_on_cuda(case: OpCase, cuda: torch.device) -> None:
-    inputs = tuple(tensor.requires_grad_() for tensor in case.inputs(device=str(cuda)))
-    assert torch.autograd.gradcheck(case.op, inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(case.op, inputs)
-
-
-def test_opcheck_on_cuda(cuda: torch.device) -> None:
-    torch.library.opcheck(torch.ops.innerloop.inner_update.default, op_cases.raw_calls(str(cuda))["inner_update"])
-
-
-@pytest.mark.parametrize("op", WITHOUT_CUDA_KERNEL)
-def test_an_op_without_a_cuda_kernel_says_so(op: str) -> None:
-    with (
-        FakeTensorMode(),  # tensors that say they are on CUDA, on any machine
-        pytest.raises(ValueError, match=f"is on cuda:0, but this installation has no CUDA kernel of {op}"),
-    ):
-        WITHOUT_CUDA_KERNEL[op]()
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <cstdint>
 
 namespace innerloop {
@@ -15,10 +14,25 @@ namespace innerloop {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The kernels of csrc/cuda are for CUDA tensors where nvcc compiles them (see cuda/launch.h), all others for CPU
+// tensors.
+inline void check_device(const Tensor& tensor, const char* name) {
+#if defined(__CUDACC__)
+  STD_TORCH_CHECK(tensor.is_cuda(), name, " must be a CUDA tensor");
+#else
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be a CPU tensor");
+#endif
+}
+
+inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name) {
+  STD_TORCH_CHECK(tensor.get_device_index() == other.get_device_index(), name,
+                  " must be on the other arguments' device");
+}
+
 inline void check_floating(const Tensor& tensor, const char* name) {
   const ScalarType type = tensor.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64");
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be a CPU tensor");
+  check_device(tensor, name);
 }
 
 inline void check_dims(const Tensor& tensor, int64_t dims, const char* name) {
@@ -27,6 +41,7 @@ inline void check_dims(const Tensor& tensor, int64_t dims, const char* name) {
 
 inline void check_same_type(const Tensor& tensor, const Tensor& other, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), name, " must have the other arguments' dtype");
+  check_same_device(tensor, other, name);
 }
 
 inline void check_size(const Tensor& tensor, int64_t dim, int64_t size, const char* name) {
@@ -34,19 +49,32 @@ inline void check_size(const Tensor& tensor, int64_t dim, int64_t size, const ch
                   size);
 }
 
-// labels [tasks, samples], contiguous: each -1 (no class) to classes - 1.
-inline Tensor checked_labels(const Tensor& labels, int64_t tasks, int64_t samples, int64_t classes,
-                             const char* name = "labels") {
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.is_cpu(), name, " must be an int64 CPU tensor");
+// labels [tasks, samples] on the device of samples_of, contiguous. Their values are not looked at.
+inline Tensor shaped_labels(const Tensor& labels, const Tensor& samples_of, int64_t tasks, int64_t samples,
+                            const char* name = "labels") {
+  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, name, " must be int64");
+  check_device(labels, name);
+  check_same_device(labels, samples_of, name);
   check_dims(labels, 2, name);
   check_size(labels, 0, tasks, name);
   check_size(labels, 1, samples, name);
-  Tensor contiguous = torch::stable::contiguous(labels);
-  const int64_t* label = contiguous.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < tasks * samples; ++i) {
-    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, name, " holds ", label[i], " in task ", i / samples,
+  return torch::stable::contiguous(labels);
+}
+
+// Of contiguous labels on the CPU: each must be -1 (no class) to classes - 1.
+inline void check_label_values(const Tensor& labels, int64_t classes, const char* name = "labels") {
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i) {
+    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, name, " holds ", label[i], " in task ", i / labels.size(1),
                     ", expected 0 to ", classes - 1);
   }
+}
+
+// Both, for the CPU ops.
+inline Tensor checked_labels(const Tensor& labels, const Tensor& samples_of, int64_t tasks, int64_t samples,
+                             int64_t classes, const char* name = "labels") {
+  Tensor contiguous = shaped_labels(labels, samples_of, tasks, samples, name);
+  check_label_values(contiguous, classes, name);
   return contiguous;
 }
 
@@ -59,26 +87,5 @@ void for_type(const Tensor& tensor, const Work& work) {
     work(float{});
   }
 }
-
-// Iterations that make a thread worth its start: about 30,000 operations.
-inline int64_t grain(int64_t operations_each) {
-  return 1 + 30000 / (operations_each + 1);
-}
-
-// Calls work(task, first, last) for blocks of 0 … count-1 in every task, in parallel: one large task is shared by the
-// threads too, and the blocks do not depend on how many there are.
-template <class Work>
-void for_blocks(int64_t tasks, int64_t count, int64_t block, int64_t operations_each, const Work& work) {
-  const int64_t blocks = (count + block - 1) / block;
-  torch::stable::parallel_for(0, tasks * blocks, grain(block * operations_each), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % blocks * block;
-      work(i / blocks, first, std::min(first + block, count));
-    }
-  });
-}
-
-constexpr int64_t rows_a_block = 120;     // of distances
-constexpr int64_t columns_a_block = 512;  // of their gradient; whole vectors
 
 }  // namespace innerloop

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {
@@ -14,7 +15,7 @@ Tensor class_logsumexp_cpu(Tensor scores, Tensor labels, int64_t num_classes) {
   STD_TORCH_CHECK(num_classes >= 0, "num_classes must be at least 0");
   const int64_t tasks = scores.size(0), queries = scores.size(1), samples = scores.size(2);
   const Tensor a = torch::stable::contiguous(scores);
-  const Tensor y = checked_labels(labels, tasks, samples, num_classes);
+  const Tensor y = checked_labels(labels, a, tasks, samples, num_classes);
   Tensor out = torch::stable::new_empty(a, {tasks, queries, num_classes});
   for_type(a, [&]<class T>(T) {
     const T* from = a.const_data_ptr<T>();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {

@@ -10,6 +10,7 @@
 #include "kernels/distance.h"
 #include "kernels/prototypes.h"
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {
@@ -65,7 +66,7 @@ Prototypes find_prototypes(const Sizes& n, const Tensor& support, const Tensor& 
 std::tuple<Tensor, Tensor, Tensor> prototype_logits_cpu(Tensor support, Tensor labels, Tensor queries,
                                                         int64_t num_classes, double temperature) {
   const Sizes n = checked_sizes(support, queries, num_classes, temperature);
-  const Tensor y = checked_labels(labels, n.tasks, n.samples, n.classes);
+  const Tensor y = checked_labels(labels, queries, n.tasks, n.samples, n.classes);
   const Tensor s = torch::stable::contiguous(support);
   const Tensor q = torch::stable::contiguous(queries);
   Tensor logits = torch::stable::new_empty(q, {n.tasks, n.queries, n.classes});
@@ -91,8 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(Tensor sup
                                                                       Tensor query_labels, int64_t num_classes,
                                                                       double temperature) {
   const Sizes n = checked_sizes(support, queries, num_classes, temperature);
-  const Tensor y = checked_labels(labels, n.tasks, n.samples, n.classes);
-  const Tensor z = checked_labels(query_labels, n.tasks, n.queries, n.classes, "query_labels");
+  const Tensor y = checked_labels(labels, queries, n.tasks, n.samples, n.classes);
+  const Tensor z = checked_labels(query_labels, queries, n.tasks, n.queries, n.classes, "query_labels");
   const Tensor s = torch::stable::contiguous(support);
   const Tensor q = torch::stable::contiguous(queries);
   Tensor losses = torch::stable::new_empty(q, {n.tasks});
@@ -149,7 +150,7 @@ std::tuple<Tensor, Tensor> prototype_logits_backward_cpu(Tensor gradient, std::o
   check_size(weights, 1, n.classes, "weights");
   check_dims(labels, 2, "labels");
   const int64_t samples = labels.size(1);
-  const Tensor y = checked_labels(labels, n.tasks, samples, n.classes);
+  const Tensor y = checked_labels(labels, queries, n.tasks, samples, n.classes);
   const Tensor g = torch::stable::contiguous(gradient);
   const Tensor q = torch::stable::contiguous(queries);
   const Tensor p = torch::stable::contiguous(means);

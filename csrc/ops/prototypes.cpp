@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {
@@ -17,7 +18,7 @@ std::tuple<Tensor, Tensor> prototypes_cpu(Tensor embeddings, Tensor labels, int6
   STD_TORCH_CHECK(num_classes >= 0, "num_classes must be at least 0");
   const int64_t tasks = embeddings.size(0), samples = embeddings.size(1), dim = embeddings.size(2);
   const Tensor x = torch::stable::contiguous(embeddings);
-  const Tensor y = checked_labels(labels, tasks, samples, num_classes);
+  const Tensor y = checked_labels(labels, x, tasks, samples, num_classes);
   Tensor means = torch::stable::new_empty(x, {tasks, num_classes, dim});
   Tensor weights = torch::stable::new_empty(x, {tasks, num_classes});
   for_type(x, [&]<class T>(T) {
@@ -47,7 +48,7 @@ Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
   const int64_t samples = labels.size(1);
   const Tensor g = torch::stable::contiguous(gradient);
   const Tensor w = torch::stable::contiguous(weights);
-  const Tensor y = checked_labels(labels, tasks, samples, classes);
+  const Tensor y = checked_labels(labels, g, tasks, samples, classes);
   Tensor out = torch::stable::new_empty(g, {tasks, samples, dim});
   for_type(g, [&]<class T>(T) {
     const T* from = g.const_data_ptr<T>();

@@ -7,6 +7,7 @@
 
 #include "ops/checks.h"
 #include "ops/large_output.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {

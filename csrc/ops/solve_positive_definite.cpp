@@ -6,6 +6,7 @@
 
 #include "kernels/cholesky.h"
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {

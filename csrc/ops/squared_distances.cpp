@@ -5,6 +5,7 @@
 
 #include "kernels/distance.h"
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {

@@ -6,6 +6,7 @@
 
 #include "kernels/svm.h"
 #include "ops/checks.h"
+#include "ops/parallel.h"
 
 namespace innerloop {
 namespace {
@@ -36,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> svm_solve_cpu(Tensor gram, Tensor lab
   const Sizes n = checked_sizes(gram, labels, num_classes);
   STD_TORCH_CHECK(c > 0, "C must be greater than 0");
   const Tensor k = torch::stable::contiguous(gram);
-  const Tensor y = checked_labels(labels, n.tasks, n.samples, n.classes);
+  const Tensor y = checked_labels(labels, gram, n.tasks, n.samples, n.classes);
   Tensor dual = torch::stable::new_empty(k, {n.tasks, n.samples, n.classes});
   Tensor curvature = torch::stable::empty_like(dual);
   Tensor residuals = torch::stable::new_empty(k, {n.tasks});
@@ -86,7 +87,7 @@ Tensor svm_kkt_solve_cpu(Tensor right, Tensor gram, Tensor curvature, Tensor lab
   const Tensor b = torch::stable::contiguous(right);
   const Tensor k = torch::stable::contiguous(gram);
   const Tensor d = torch::stable::contiguous(curvature);
-  const Tensor y = checked_labels(labels, n.tasks, n.samples, n.classes);
+  const Tensor y = checked_labels(labels, gram, n.tasks, n.samples, n.classes);
   Tensor out = torch::stable::empty_like(b);
   const double* sides = b.const_data_ptr<double>();
   const double* matrices = k.const_data_ptr<double>();

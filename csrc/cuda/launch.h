@@ -1,0 +1,84 @@
+// The way from an op's host code to its kernels, and all that differs between the two compilers of csrc/cuda: nvcc
+// makes the ops of CUDA tensors; g++ makes the same ops of CPU tensors for the tests, whose cuda_runtime.h runs the
+// blocks of a launch on the CPU (tests/emulation, docs/cuda.md).
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+// Opens the block that registers a file's kernels: INNERLOOP_CUDA_OPS(m) { m.impl(…); }
+#if defined(__CUDACC__)
+#define INNERLOOP_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(innerloop, CUDA, m)
+#else
+#define INNERLOOP_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(innerloop_emulated, CPU, m)
+#endif
+
+namespace innerloop {
+
+constexpr int threads_a_block = 256;
+
+// Blocks for so many items, each taken by one thread, or by a whole block where a block holds one. There may be more
+// items than blocks: kernels go through theirs in strides of the grid.
+inline dim3 grid_for(int64_t items, int64_t items_a_block = threads_a_block) {
+  constexpr int64_t most_blocks = 65535;
+  return dim3(static_cast<unsigned>(std::min((items + items_a_block - 1) / items_a_block, most_blocks)));
+}
+
+// The memory that the threads of a block share, as large as the launch said.
+template <class T>
+__device__ T* shared_memory() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char bytes[];
+#else
+  unsigned char* bytes = emulation::shared_memory();
+#endif
+  return reinterpret_cast<T*>(bytes);
+}
+
+inline void check_cuda(cudaError_t error, const char* op) {
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+}
+
+// The device that a tensor is on: current as long as this lives, with torch's current stream there.
+class Device {
+ public:
+#if defined(__CUDACC__)
+  explicit Device(const torch::stable::Tensor& tensor)
+      : guard_(tensor.get_device_index()),
+        stream_(static_cast<cudaStream_t>(
+            torch::stable::accelerator::getCurrentStream(tensor.get_device_index()).nativeHandle())) {}
+#else
+  explicit Device(const torch::stable::Tensor&) : stream_(nullptr) {}
+#endif
+
+  cudaStream_t stream() const { return stream_; }
+
+  // Starts a kernel on the stream; op is for the error message. A grid without blocks is no launch.
+  template <class... Parameters>
+  void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+              std::type_identity_t<Parameters>... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#if defined(__CUDACC__)
+    kernel<<<grid, block, shared_bytes, stream_>>>(arguments...);
+#else
+    emulation::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
+#endif
+    check_cuda(cudaGetLastError(), op);
+  }
+
+ private:
+#if defined(__CUDACC__)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  cudaStream_t stream_;
+};
+
+}  // namespace innerloop

@@ -1,0 +1,63 @@
+"""The emulation that runs CUDA kernels without a GPU: it computes what a GPU would, and sanitizers see through it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emulated
+
+MACHINE = Path(__file__).parent / "emulation" / "machine.cpp"
+
+
+def run_machine(flavour: str, *definitions: str) -> subprocess.CompletedProcess[str]:
+    program = emulated.compile_program(MACHINE, flavour, *definitions)
+    return subprocess.run([program], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("flavour", emulated.FLAGS)
+def test_barriers_shuffles_atomics_and_limits(flavour: str) -> None:
+    done = run_machine(flavour)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
+
+
+def test_a_missing_barrier_is_a_reported_race() -> None:
+    done = run_machine("tsan", "-DPLANT_RACE")
+    assert done.returncode != 0
+    assert "ThreadSanitizer: data race" in done.stderr
+    assert "sums_of_squares" in done.stderr
+
+
+def test_an_index_beyond_shared_memory_is_caught() -> None:
+    done = run_machine("asan", "-DPLANT_INDEX")
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert "sums_of_squares" in done.stderr
+
+
+def test_a_barrier_that_some_threads_never_reach_is_an_error() -> None:
+    done = run_machine("fibers", "-DPLANT_EXIT")
+    assert done.returncode == 1
+    assert done.stdout == "emulation: some threads wait at a barrier that others of their block never reach\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["tsan", "asan"])
+def test_every_op_under_sanitizers(flavour: str) -> None:
+    """The op cases on emulated kernels, in a process of their own that the sanitizer watches."""
+    done = run_under_sanitizer(flavour, emulated.build(flavour))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == f"{len(emulated.operators())} ops\n"
+
+
+def run_under_sanitizer(flavour: str, library: Path) -> subprocess.CompletedProcess[str]:
+    compiler = emulated.compiler()[-1]
+    names = ["libtsan.so"] if flavour == "tsan" else ["libasan.so", "libubsan.so"]
+    paths = [subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() for name in names]
+    environment = {**os.environ, "LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": "detect_leaks=0"}
+    program = [sys.executable, emulated.__file__, str(library)]
+    return subprocess.run(program, env=environment, capture_output=True, text=True)
