@@ -6,14 +6,16 @@
     .venv/bin/python benchmarks/learned_optimizer.py speed      a training step beside plain torch's, too
     .venv/bin/python benchmarks/learned_optimizer_report.py     docs/learned-optimizer.md and its picture from it
 
-Optimizees are random quadratics, and nets with one hidden layer of 20 sigmoid units on glyphs. Each rival's learning
-rate is the best of a grid on training tasks; all then start from the same parameters on the same unseen tasks, and run
-for the horizon that the LSTM was trained for, and for as long again. One thread.
+Optimizees are random quadratics, and on minibatches of glyphs nets with one hidden layer of 20 sigmoid units and small
+convolutional nets. Each rival's learning rate is the best of a grid on training tasks; all then start from the same
+parameters on the same unseen tasks, and run for the horizon that the LSTM was trained for, and for as long again. One
+thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import multiprocessing
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import innerloop
 import machine
@@ -47,24 +50,6 @@ TUNING_TASKS = 20
 TEST_TASKS = 100
 
 
-class Halved(Dataset):
-    """A data set's images, each 2 × 2 pixels averaged."""
-
-    def __init__(self, source: Dataset) -> None:
-        self.source = source
-        channels, height, width = source.input_shape
-        self.input_shape = (channels, height // 2, width // 2)
-
-    def split(self, name: Split) -> Halved:
-        return Halved(self.source.split(name))
-
-    def sample(self, tasks: int, ways: int, shots: int, queries: int, seed: int, first_task: int = 0) -> TaskBatch:
-        drawn = self.source.sample(tasks, ways, shots, queries, seed, first_task)
-        support, query = (F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2]) for x in
-                          (drawn.support_x, drawn.query_x))  # fmt: skip
-        return TaskBatch(support, drawn.support_y, query, drawn.query_y)
-
-
 @dataclass(frozen=True)
 class Problem:
     """A distribution of optimizees and how the LSTM is trained on it.
@@ -72,7 +57,7 @@ class Problem:
     Attributes:
         data, model, options: by name, and the model's options. outputs: of the model. shape: of a sample.
         training: of the LSTM; its ways, shots and queries are those of all tasks.
-        halved: images of half the size.
+        batch_size: of the minibatches that all optimizers see; 0: they see all of a task at each step.
     """
 
     title: str
@@ -82,16 +67,15 @@ class Problem:
     outputs: int
     options: dict[str, Any]
     training: TrainingSettings
-    halved: bool = False
+    batch_size: int = 0
 
     def algorithm(self) -> LearnedOptimizer:
         torch.manual_seed(0)
         model = innerloop.models.build(self.model)(self.shape, self.outputs, **self.options)
-        return LearnedOptimizer(model, inner_steps=HORIZON)
+        return LearnedOptimizer(model, inner_steps=HORIZON, batch_size=self.batch_size)
 
     def part(self, split: Split) -> Dataset:
-        dataset = innerloop.data.get(self.data).split(split)
-        return Halved(dataset) if self.halved else dataset
+        return innerloop.data.get(self.data).split(split)
 
     def tasks(self, split: Split, count: int, seed: int) -> TaskBatch:
         s = self.training
@@ -105,11 +89,18 @@ PROBLEMS = {
                          validate_every=100, threads=1),
     ),
     "glyphs": Problem(
-        "Glyphs of 14 × 14, 10-way 10-shot: MLP 196-20-10, sigmoid", "glyphs", "mlp", (1, 14, 14), 10,
+        "Glyphs, 10-way 10-shot: MLP 784-20-10, sigmoid", "glyphs", "mlp", (1, 28, 28), 10,
         {"hidden": 20, "activation": "sigmoid"},
-        TrainingSettings(steps=160, meta_batch_size=1, ways=10, shots=10, queries=5, lr=5e-3, schedule="cosine",
+        TrainingSettings(steps=300, meta_batch_size=1, ways=10, shots=10, queries=5, lr=5e-3, schedule="cosine",
                          clip=1.0, validate_every=20, threads=1),
-        halved=True,
+        batch_size=32,
+    ),
+    "convnet": Problem(
+        "Glyphs, 10-way 10-shot: Conv4 of 8 filters", "glyphs", "conv4", (1, 28, 28), 10,
+        {"filters": 8, "downsample": "stride"},
+        TrainingSettings(steps=300, meta_batch_size=2, ways=10, shots=10, queries=5, lr=5e-3, schedule="cosine",
+                         clip=1.0, validate_every=20, threads=1),
+        batch_size=32,
     ),
 }  # fmt: skip
 
@@ -136,6 +127,29 @@ def train(name: str) -> None:
 
 
 # --- the rivals ---------------------------------------------------------------------------------
+
+
+class Recorded(Optimizees):
+    """Optimizees that note, each time that losses are asked for, those of all of a task's samples.
+
+    Attributes:
+        history: [T] of each time.
+    """
+
+    def __init__(self, model: nn.Module, tasks: TaskBatch, batch_size: int, seed: int = 0) -> None:
+        super().__init__(model, tasks, batch_size=batch_size, seed=seed)
+        x, y = tasks.support_x, tasks.support_y
+        self.whole = Optimizees(model, TaskBatch(x, y, x, y))
+        self.history: list[Tensor] = []
+
+    def losses_and_gradients(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradients = super().losses_and_gradients(parameters)
+        self.history.append(self.whole.query_result(parameters).task_losses if self.batch_size else losses)
+        return losses, gradients
+
+    def recorded(self) -> Tensor:
+        """[times, T]."""
+        return torch.stack(self.history)
 
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
@@ -174,34 +188,30 @@ def adam(rate: float) -> Step:
 FIRST_ORDER = {"SGD": sgd, "RMSprop": rmsprop, "Adam": adam}
 
 
-def descend(optimizees: Optimizees, theta: Tensor, step: Step, steps: int) -> Tensor:
+def descend(optimizees: Recorded, theta: Tensor, step: Step, steps: int) -> Tensor:
     """Losses before the first step and after each, [steps + 1, T]."""
-    history = []
     for k in range(steps + 1):
-        losses, gradient = optimizees.losses_and_gradients(theta)
-        history.append(losses)
+        _, gradient = optimizees.losses_and_gradients(theta)
         theta = step(k, theta, gradient)
-    return torch.stack(history)
+    return optimizees.recorded()
 
 
-def lbfgs(model: nn.Module, tasks: TaskBatch, theta: Tensor, rate: float, steps: int) -> Tensor:
+def lbfgs(model: nn.Module, tasks: TaskBatch, batch_size: int, theta: Tensor, rate: float, steps: int) -> Tensor:
     """torch.optim.LBFGS without a line search, one step and so one gradient at a time; [steps + 1, T]."""
     columns = []
     for index, task in enumerate(tasks):
-        optimizees = Optimizees(model, task)
+        optimizees = Recorded(model, task, batch_size, seed=index)
         parameter = theta[index : index + 1].clone().requires_grad_()
         optimizer = torch.optim.LBFGS([parameter], lr=rate, max_iter=1, history_size=10)
-        history: list[float] = []
 
-        def closure(o: Any = optimizees, p: Tensor = parameter, h: list[float] = history) -> Tensor:
-            losses, p.grad = o.losses_and_gradients(p)
-            h.append(float(losses))
+        def closure(o: Recorded = optimizees, p: Tensor = parameter) -> Tensor:
+            losses, p.grad = o.losses_and_gradients(p.detach())
             return losses[0]
 
         for _ in range(steps + 1):
             optimizer.step(closure)
-        columns.append(torch.tensor(history[: steps + 1]))
-    return torch.stack(columns, 1)
+        columns.append(optimizees.recorded()[: steps + 1])
+    return torch.cat(columns, 1)
 
 
 RATES = [10 ** (exponent / 3) for exponent in range(-9, 4)]  # 0.001 … 10, three a decade
@@ -227,13 +237,14 @@ def compare_rivals(name: str, titles: Sequence[str]) -> dict[str, Any]:
     test, theta = unseen(problem, model)
     tuning = problem.tasks("train", TUNING_TASKS, seed=1)
     tuning_theta = drawn_parameters(model, TUNING_TASKS)
+    size = problem.batch_size
     runs: dict[str, tuple[list[float], Callable[[TaskBatch, Tensor, float, int], Tensor]]] = {
         title: (SGD_RATES if title == "SGD" else RATES, lambda batch, start, rate, steps, make=make: descend(
-            Optimizees(model, batch), start, make(rate), steps
+            Recorded(model, batch, size), start, make(rate), steps
         ))
         for title, make in FIRST_ORDER.items()
     }  # fmt: skip
-    runs["L-BFGS"] = LBFGS_RATES, lambda batch, start, rate, steps: lbfgs(model, batch, start, rate, steps)
+    runs["L-BFGS"] = LBFGS_RATES, lambda batch, start, rate, steps: lbfgs(model, batch, size, start, rate, steps)
     rows = {}
     for title in titles:
         rates, run = runs[title]
@@ -264,10 +275,12 @@ def compare_learned(name: str, processes: int) -> dict[str, Any]:
 def learned_losses(name: str, part: slice) -> Tensor:
     """Of some of the unseen tasks, [steps + 1, T]."""
     torch.set_num_threads(1)
-    algorithm = PROBLEMS[name].algorithm()
+    problem, algorithm = PROBLEMS[name], PROBLEMS[name].algorithm()
     load_checkpoint(RUNS / name / LATEST, algorithm)
-    test, theta = unseen(PROBLEMS[name], algorithm.model)
-    return algorithm.optimize(algorithm.optimizees(test[part]), theta[part], 2 * HORIZON).losses
+    test, theta = unseen(problem, algorithm.model)
+    optimizees = Recorded(algorithm.model, test[part], problem.batch_size, seed=part.start)
+    algorithm.optimize(optimizees, theta[part], 2 * HORIZON)
+    return optimizees.recorded()
 
 
 def row(losses: Tensor) -> dict[str, Any]:
@@ -298,20 +311,19 @@ def at_step(losses: Tensor) -> dict[str, Any]:
 def speed(name: str, rounds: int) -> dict[str, Any]:
     """CPU time of a training step, the first segment of an optimization, beside the same in plain torch."""
     problem = PROBLEMS[name]
-    algorithm = problem.algorithm()
+    algorithm = problem.algorithm().eval()
     algorithm.inner_steps = algorithm.truncation
     batch = problem.tasks("train", problem.training.meta_batch_size, seed=2)
     theta = drawn_parameters(algorithm.model, batch.num_tasks)
+    check_gradients(algorithm, batch, theta)
     plain = TorchLearnedOptimizer(algorithm)
 
     def ours() -> list[Tensor]:
         return algorithm.optimize(algorithm.optimizees(batch), theta, algorithm.truncation, 0).gradients
 
     def torchs() -> list[Tensor]:
-        return plain.gradients(batch, theta)
+        return plain.gradients(algorithm.optimizees(batch), theta)
 
-    for actual, expected in zip(ours(), torchs(), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4 * float(expected.abs().max()))
     seconds: dict[str, list[float]] = {"innerloop": [], "torch": []}
     for _ in range(rounds):
         for rival, step in (("innerloop", ours), ("torch", torchs)):
@@ -331,16 +343,27 @@ def speed(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
+def check_gradients(learned: LearnedOptimizer, batch: TaskBatch, theta: Tensor) -> None:
+    """Both compute the same in float64."""
+    twin, exact = copy.deepcopy(learned).double(), batch.to(torch.float64)
+    ours = twin.optimize(twin.optimizees(exact), theta.double(), twin.truncation, 0).gradients
+    torchs = TorchLearnedOptimizer(twin).gradients(twin.optimizees(exact), theta.double())
+    for actual, expected in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
+
+
 class TorchLearnedOptimizer:
-    """The same training step as one writes it in torch: nn.LSTMCell on [coordinates, …], the model's layers as batched
-    products over the tasks, and one graph of the unrolled optimization with the gradients given to the cells
-    detached."""
+    """The same training step as one writes it in torch: nn.LSTMCell on [coordinates, …], the layers of a model of
+    Linear layers as batched products over the tasks, any other by functional_call, and one graph of the unrolled
+    optimization with the gradients given to the cells detached."""
 
     def __init__(self, learned: LearnedOptimizer) -> None:
         self.learned = learned
+        self.model = copy.deepcopy(learned.model).train()  # BatchNorm's statistics are the batch's
         hidden = len(learned.output) - 1
-        self.cells = [nn.LSTMCell(2, hidden), nn.LSTMCell(hidden, hidden)]
-        self.head = nn.Linear(hidden, 1)
+        dtype = learned.output.dtype
+        self.cells = [nn.LSTMCell(2, hidden, dtype=dtype), nn.LSTMCell(hidden, hidden, dtype=dtype)]
+        self.head = nn.Linear(hidden, 1, dtype=dtype)
         with torch.no_grad():
             for cell, weights in zip(self.cells, (learned.first, learned.second), strict=True):
                 inputs = cell.input_size
@@ -352,22 +375,28 @@ class TorchLearnedOptimizer:
             self.head.bias.copy_(learned.output[-1:])
 
     def losses(self, parameters: Tensor, batch: TaskBatch) -> Tensor:
-        """[T], of a linear model or one with a hidden layer."""
-        parts = list(by_name(self.learned.model, parameters).values())
-        x = batch.support_x.flatten(2)
+        """[T], of query sets."""
+        named = by_name(self.model, parameters)
+        parts = list(named.values())
+        x = batch.query_x.flatten(2)
         if len(parts) == 1:
-            return (x @ parts[0].mT - batch.support_y).square().mean((1, 2))
-        h = torch.baddbmm(parts[1][:, None], x, parts[0].mT).sigmoid()
-        logits = torch.baddbmm(parts[3][:, None], h, parts[2].mT)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.support_y.flatten(), reduction="none")
+            return (x @ parts[0].mT - batch.query_y).square().mean((1, 2))
+        if len(parts) == 4:
+            h = torch.baddbmm(parts[1][:, None], x, parts[0].mT).sigmoid()
+            logits = torch.baddbmm(parts[3][:, None], h, parts[2].mT)
+        else:
+            each = [{name: value[task] for name, value in named.items()} for task in range(batch.num_tasks)]
+            outputs = zip(each, batch.query_x, strict=True)
+            logits = torch.stack([functional_call(self.model, own, (images,)) for own, images in outputs])
+        losses = F.cross_entropy(logits.flatten(0, 1), batch.query_y.flatten(), reduction="none")
         return losses.view(len(logits), -1).mean(1)
 
-    def gradients(self, batch: TaskBatch, theta: Tensor) -> list[Tensor]:
+    def gradients(self, optimizees: Optimizees, theta: Tensor) -> list[Tensor]:
         """Of φ in the learned optimizer's form."""
         learned, count = self.learned, theta.numel()
         h1 = c1 = h2 = c2 = theta.new_zeros(count, len(learned.output) - 1)
         theta = theta.clone().requires_grad_()
-        losses = self.losses(theta, batch)
+        losses = self.losses(theta, optimizees.samples())
         total = 0.0
         for _ in range(learned.truncation):
             # The graph stays: the loss is part of the meta-loss, too.
@@ -376,7 +405,7 @@ class TorchLearnedOptimizer:
             h1, c1 = self.cells[0](x, (h1, c1))
             h2, c2 = self.cells[1](h1, (h2, c2))
             theta = theta + learned.scale * self.head(h2).view_as(theta)
-            losses = self.losses(theta, batch)
+            losses = self.losses(theta, optimizees.samples())
             total = total + losses.mean()
         weights = [
             *(weight for cell in self.cells for weight in (cell.weight_ih, cell.weight_hh, cell.bias_ih)),

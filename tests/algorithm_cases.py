@@ -7,16 +7,21 @@ Another algorithm is another line of CASES.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import innerloop
 from innerloop import Algorithm, TaskBatch
 from innerloop.data.class_dataset import ClassDataset
+from innerloop.training import LATEST, TrainingSettings, fit
 
 SHAPE = (1, 8, 8)
 TRAINING_CLASSES = 24
@@ -83,6 +88,37 @@ def build(case: Case, dropout: float = 0.0) -> Algorithm:
     known = {"input_shape": SHAPE, "training_classes": TRAINING_CLASSES}
     facts = {name: value for name, value in known.items() if name in inspect.signature(cls).parameters}
     return cls(model, **facts, **case.options)
+
+
+def assert_resumes_bit_for_bit(make: Callable[[], Algorithm], training: dict[str, Any], folder: Path) -> None:
+    """A training that dies after its last checkpoint and is resumed ends with the bits of one that does not die.
+
+    Args:
+        make: builds the algorithm, of 3 ways if it has a head. training: settings. folder: for the runs.
+    """
+    settings = TrainingSettings(**{**training, "steps": 6, "validate_every": 3, "validation_episodes": 4})
+
+    def train(run: str, **options: Any) -> dict[str, Tensor]:
+        part = data()
+        fit(
+            make(), part.split("train"), settings=settings, validation=part.split("val"), validation_ways=3,
+            run=folder / run, **options,
+        )  # fmt: skip
+        return load_file(folder / run / LATEST)
+
+    class Killed(Exception):
+        pass
+
+    def die(done: int, result: object) -> None:
+        if done == 5:
+            raise Killed
+
+    undisturbed = train("undisturbed")
+    with pytest.raises(Killed):
+        train("disturbed", progress=die)
+    resumed = train("disturbed", resume=True)
+    assert undisturbed.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[key]) for key, value in undisturbed.items())
 
 
 def ragged() -> TaskBatch:

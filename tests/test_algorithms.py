@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import innerloop
-from algorithm_cases import CASES, Case, build, data, ragged
+from algorithm_cases import CASES, Case, assert_resumes_bit_for_bit, build, data, ragged
 from command_line import CommandLine
 from innerloop import EmbeddingAlgorithm, TaskBatch
-from innerloop.training import LATEST, TrainingSettings, fit
+from innerloop.training import TrainingSettings, fit
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 without_head = pytest.mark.parametrize("case", [case for case in CASES if case.ways is None], ids=lambda case: case.id)
@@ -114,29 +112,7 @@ def test_evaluation_embeds_each_sample_once_and_changes_nothing(case: Case) -> N
 
 @every_case
 def test_resumed_bit_for_bit(case: Case, tmp_path: Path) -> None:
-    settings = TrainingSettings(**{**case.training, "steps": 6, "validate_every": 3, "validation_episodes": 4})
-
-    def train(run: str, **options: Any) -> dict[str, Tensor]:
-        part = data()
-        fit(
-            build(case, dropout=0.3), part.split("train"), settings=settings, validation=part.split("val"),
-            validation_ways=3, run=tmp_path / run, **options,
-        )  # fmt: skip
-        return load_file(tmp_path / run / LATEST)
-
-    class Killed(Exception):
-        pass
-
-    def die(done: int, result: object) -> None:
-        if done == 5:
-            raise Killed
-
-    undisturbed = train("undisturbed")
-    with pytest.raises(Killed):
-        train("disturbed", progress=die)
-    resumed = train("disturbed", resume=True)
-    assert undisturbed.keys() == resumed.keys()
-    assert all(torch.equal(value, resumed[key]) for key, value in undisturbed.items())
+    assert_resumes_bit_for_bit(lambda: build(case, dropout=0.3), case.training, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "ways"), sorted({(case.name, 5 if case.ways else 7) for case in CASES}))

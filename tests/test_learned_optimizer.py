@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import innerloop
-from algorithm_cases import ragged
+from algorithm_cases import EPISODES, assert_resumes_bit_for_bit, ragged
 from command_line import CommandLine
 from innerloop import TaskBatch, reference
 from innerloop.algorithms.learned_optimizer import LearnedOptimizer
@@ -52,35 +52,38 @@ def tasks() -> TaskBatch:
 
 def autograd_losses(learned: LearnedOptimizer, batch: TaskBatch, initial: Tensor, steps: int) -> Tensor:
     """Support losses after each step, [K, T], by the paper's equations one task after another: the graph of all steps,
-    cut between segments, with the gradients that the LSTM is given detached."""
+    cut between segments, with the gradients that the LSTM is given detached. The samples at each step are those that
+    eval() draws."""
     model, hidden, every = copy.deepcopy(learned.model).train(), len(learned.output) - 1, []  # BatchNorm: transductive
-    for index, task in enumerate(batch):
-        keep = task.support_mask[0]
-        x, y = task.support_x[0][keep], task.support_y[0][keep]
+    optimizees = Optimizees(learned.model, batch, batch_size=learned.batch_size)
+    drawn = [optimizees.samples() for _ in range(steps + 1)]
+    for index in range(batch.num_tasks):
         theta, state, losses = initial[index], torch.zeros(4, hidden, initial.shape[1], dtype=torch.float64), []
 
-        def loss_at(theta: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+        def loss_at(theta: Tensor, step: int, index: int = index) -> Tensor:
+            mask = drawn[step].query_mask[index]
+            x, y = drawn[step].query_x[index][mask], drawn[step].query_y[index][mask]
             return F.cross_entropy(functional_call(model, by_name(model, theta), (x,)), y)
 
         for step in range(steps):
             if step % learned.truncation == 0:
                 theta, state = theta.detach(), state.detach()
             leaf = theta.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(loss_at(leaf), leaf)
+            (gradient,) = torch.autograd.grad(loss_at(leaf, step), leaf)
             update, state = reference.coordinate_lstm(
                 gradient[None], state, *learned.weights(), learned.p, learned.averaged
             )
             theta = theta + learned.scale * update[0]
-            losses.append(loss_at(theta))
+            losses.append(loss_at(theta, step + 1))
         every.append(torch.stack(losses))
     return torch.stack(every, 1)
 
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
-@pytest.mark.parametrize("averaged", [0, 2])
+@pytest.mark.parametrize(("averaged", "batch_size"), [(0, 0), (2, 0), (0, 5)])
 @pytest.mark.parametrize("build", [mlp, convnet])
-def test_the_gradient_is_autograds(build: Any, averaged: int, engine: str) -> None:
-    learned = algorithm(build(), averaged=averaged, engine=engine).eval()
+def test_the_gradient_is_autograds(build: Any, averaged: int, batch_size: int, engine: str) -> None:
+    learned = algorithm(build(), averaged=averaged, batch_size=batch_size, engine=engine).eval()
     expected = autograd_losses(learned, tasks(), own_parameters(learned.model, 2), 7)
     result = learned(tasks())
     torch.testing.assert_close(result.task_losses, expected.detach().mean(0), rtol=1e-9, atol=0)
@@ -168,6 +171,47 @@ def test_optimizees_are_the_support_losses() -> None:
         torch.testing.assert_close(gradients[index], torch.autograd.grad(loss, leaf)[0])
 
 
+def test_minibatches_are_samples_of_the_support_set() -> None:
+    batch = tasks()  # 4 and 9 support samples
+    optimizees = Optimizees(mlp().double(), batch, batch_size=6)
+    draws = [optimizees.samples() for _ in range(40)]
+    for index, count in enumerate((4, 6)):
+        x, y, mask = batch.support_x[index], batch.support_y[index], batch.support_mask[index]
+        seen = set()
+        for drawn in draws:
+            assert drawn.query_x.shape[1] == 6
+            assert int(drawn.query_mask[index].sum()) == count
+            places = []
+            for sample, label in zip(drawn.query_x[index, :count], drawn.query_y[index, :count], strict=True):
+                (place,) = [p for p in range(len(x)) if mask[p] and torch.equal(x[p], sample)]
+                assert label == y[place]
+                places.append(place)
+            assert len(set(places)) == count
+            seen |= set(places)
+        assert seen == set(mask.nonzero().flatten().tolist())
+    assert not all(torch.equal(draws[0].query_x[1], drawn.query_x[1]) for drawn in draws)
+
+
+def test_minibatches_are_others_in_training_and_the_same_in_evaluation() -> None:
+    learned = algorithm(mlp(), batch_size=2)
+
+    def first_of_a_call() -> Tensor:
+        return learned.optimizees(tasks()).samples().query_x
+
+    learned.train()
+    assert not torch.equal(first_of_a_call(), first_of_a_call())
+    learned.eval()
+    assert torch.equal(first_of_a_call(), first_of_a_call())
+
+
+@pytest.mark.parametrize("batch_size", [0, 2])
+def test_resumed_bit_for_bit(batch_size: int, tmp_path: Path) -> None:
+    def make() -> LearnedOptimizer:
+        return algorithm(mlp(), batch_size=batch_size).float()
+
+    assert_resumes_bit_for_bit(make, {**EPISODES, "ways": 3, "shots": 2}, tmp_path)
+
+
 def test_parameters_that_nothing_draws_anew_are_named() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -241,6 +285,7 @@ def test_quadratics_from_the_command_line(innerloop_cli: CommandLine, tmp_path: 
         ({"inner_steps": 0}, "inner_steps is 0, expected at least 1"),
         ({"truncation": 0}, "truncation is 0, expected at least 1"),
         ({"hidden": 0}, "hidden is 0, expected at least 1"),
+        ({"batch_size": -1}, "batch_size is -1, expected at least 0"),
         ({"averaged": 21}, "averaged is 21, expected 0 … 20"),
         ({"scale": 0.0}, "scale is 0.0, expected a positive number"),
         ({"p": -1.0}, "p is -1.0, expected a positive number"),

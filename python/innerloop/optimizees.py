@@ -21,6 +21,8 @@ class Optimizees:
         model: any module; none of its parameters or buffers is written. tasks: T tasks.
         bn: "transductive", "support" or "running". loss: "cross_entropy", "mse", a callable, or None: by the targets.
         engine: what computes losses and gradients: "auto", "native" or "torch".
+        batch_size: samples of a task's support set that each loss and its gradient are of, drawn anew each time; 0: all
+            of them. seed: of what is drawn.
     """
 
     def __init__(
@@ -30,10 +32,14 @@ class Optimizees:
         bn: BatchNormMode = "transductive",
         loss: Loss | None = None,
         engine: engines.Engine = "auto",
+        batch_size: int = 0,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.tasks = tasks
         self.engine = engine
+        self.batch_size = batch_size
+        self._random = torch.Generator().manual_seed(seed)
         x, y, mask = tasks.support_x, tasks.support_y, tasks.support_mask
         self._support = TaskBatch(x, y, x, y, mask, mask)
         loss = loss or ("cross_entropy" if tasks.is_classification else "mse")
@@ -42,12 +48,24 @@ class Optimizees:
 
     def losses_and_gradients(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Each task's support loss at its θ, [T], and its gradient [T, P]; detached."""
+        samples = self.samples()
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in by_name(self.model, parameters).items()}
-            result = self._run(self._support, leaves)
+            result = self._run(samples, leaves)
             gradients = torch.autograd.grad(result.loss, list(leaves.values()), materialize_grads=True)
         # The loss is the mean over the tasks.
         return result.task_losses, torch.cat([g.flatten(1) for g in gradients], 1) * self.tasks.num_tasks
+
+    def samples(self) -> TaskBatch:
+        """The support sets, and as query sets the samples of each that the next loss is of."""
+        if not self.batch_size:
+            return self._support
+        x, y, mask = self._support.support_x, self._support.support_y, self._support.support_mask
+        keys = torch.rand(x.shape[:2], generator=self._random).to(x.device)
+        keys = keys if mask is None else keys.masked_fill(~mask, 2)  # padding comes last
+        chosen = keys.argsort(1)[:, : self.batch_size]
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        return TaskBatch(x, y, x[rows, chosen], y[rows, chosen], mask, None if mask is None else mask[rows, chosen])
 
     @torch.no_grad()
     def query_result(self, parameters: Tensor) -> Result:

@@ -58,6 +58,8 @@ class LearnedOptimizer(Algorithm):
             coordinates of a task. With them plain torch takes the place of the native kernel.
         scale: c, by which the LSTM's output is multiplied.
         p: of the gradients' preprocessing (appendix A).
+        batch_size: samples of the support set that a step's loss and gradient are of, drawn at random for each step; in
+            eval() the same in every call. 0: all of them.
         bn: BatchNorm statistics: "transductive" of the batch at hand, "support" of the support set, "running".
         loss: "cross_entropy", "mse", or a callable; None chooses by the targets.
         engine: for the optimizees' gradients: "auto", "native" or "torch".
@@ -81,6 +83,7 @@ class LearnedOptimizer(Algorithm):
         averaged: int = 0,
         scale: float = 0.1,
         p: float = 10.0,
+        batch_size: int = 0,
         bn: BatchNormMode = "transductive",
         loss: Loss | None = None,
         engine: engines.Engine = "auto",
@@ -89,6 +92,8 @@ class LearnedOptimizer(Algorithm):
         for name, number in (("inner_steps", inner_steps), ("truncation", truncation), ("hidden", hidden)):
             if number < 1:
                 raise ValueError(f"{name} is {number}, expected at least 1")
+        if batch_size < 0:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 0")
         if not 0 <= averaged <= hidden:
             raise ValueError(f"averaged is {averaged}, expected 0 … {hidden}, the hidden units")
         for name, value in (("scale", scale), ("p", p)):
@@ -99,6 +104,7 @@ class LearnedOptimizer(Algorithm):
         self.averaged = averaged
         self.scale = scale
         self.p = p
+        self.batch_size = batch_size
         self.bn = bn
         self.loss = loss
         self.engine = engines.check_engine(engine)
@@ -146,7 +152,8 @@ class LearnedOptimizer(Algorithm):
 
     def optimizees(self, tasks: TaskBatch) -> Optimizees:
         """The model on the tasks' support sets, as the options stand now."""
-        return Optimizees(self.model, tasks, self.bn, self.loss, self.engine)
+        seed = int(torch.randint(2**31, ())) if self.training and self.batch_size else 0
+        return Optimizees(self.model, tasks, self.bn, self.loss, self.engine, self.batch_size, seed)
 
     @torch.no_grad()
     def optimize(
