@@ -133,6 +133,9 @@ def test_proto_maml_goes_through_its_prototypes(net: str, steps: int, tasks_of: 
 def test_proto_maml_needs_a_linear_head_of_the_tasks_ways() -> None:
     with pytest.raises(ValueError, match=r"model ends in Conv2d, expected an nn\.Linear with a bias as its head"):
         innerloop.get("proto_maml")(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()))
+    for head_alone in (nn.Linear(6, 3), nn.Sequential(nn.Flatten(), nn.Linear(6, 3))):
+        with pytest.raises(ValueError, match="model has no parameters but its head's"):
+            innerloop.get("proto_maml")(head_alone)
     algorithm = innerloop.get("proto_maml")(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).double())
     with pytest.raises(ValueError, match="tasks has 3 ways, but the model's head has 5 outputs"):
         algorithm(make_tasks((6,)))

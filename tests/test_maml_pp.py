@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import innerloop
 from command_line import CommandLine
-from innerloop import TaskBatch
+from innerloop import TaskBatch, primitives
 from innerloop.algorithms.maml_pp import MAMLPlusPlus, step_weights
 from innerloop.norms import PerStepBatchNorm
 from innerloop.runs import load_run
@@ -203,6 +203,13 @@ def test_nothing_but_training_collects_and_nothing_reads() -> None:
     made.adapt(tasks.support_x[0], tasks.support_y[0])(tasks.query_x[0])
     with torch.no_grad():
         made(tasks)
+    # By others, the model is not changed in train() either.
+    options: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 2, "bn": "per_step"}
+    primitives.meta_gradient(made.model, tasks, **options)
+    bn: Any = "per_step"
+    primitives.hessian_vector_product(made.model, tasks, dict(made.model.named_parameters()), bn=bn)
+    innerloop.maml_loss(made.model, tasks, **options).backward()
+    assert made.training
     logits = made.eval()(tasks).logits
     assert torch.equal(layer.running_mean, before)
     layer.running_mean.zero_()

@@ -481,8 +481,8 @@ def test_native_says_why_it_cannot(name: str) -> None:
 def test_auto_says_once_why_it_is_not_native(caplog: pytest.LogCaptureFixture) -> None:
     model = make(lambda: nn.Sequential(nn.Linear(6, 4), nn.Softplus(), nn.Linear(4, 3)))
     with caplog.at_level(logging.INFO, "innerloop"):
-        for _ in range(3):
-            loss_of(model, make_tasks((6,)), engine="auto")
+        for mode in (True, True, False, True):  # as fit() with its validations
+            loss_of(model.train(mode), make_tasks((6,)), engine="auto")
     assert len(caplog.records) == 1
     assert "layer '1' does not lower: Softplus" in caplog.text
     with pytest.raises(ValueError, match="layer '1' does not lower"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -313,10 +314,14 @@ def why_not_native(model: nn.Module, tasks: TaskBatch, inner: InnerLoop) -> str 
 
 def _tell(model: nn.Module, reason: str) -> None:
     """Say once for a model why the torch engine runs it."""
-    told = lowered(model).told
+    told = _told.setdefault(model, set())
     if reason not in told:
         told.add(reason)
         log.warning("%s: the torch engine computes the meta-gradient: %s", type(model).__name__, reason)
+
+
+#: What has been said about a model: as long as it lives, in whatever mode it is lowered anew.
+_told: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 class _Network(NamedTuple):

@@ -143,8 +143,7 @@ class FunctionalModel:
         model: any module. bn: BatchNorm's mode. elementary: see :class:`TaskBatchNorm`.
         second_order: whether the support passes are differentiated twice; kernels that cannot be are replaced then
             (:mod:`innerloop.second_order`).
-        collecting: passes move the running statistics of the model's PerStepBatchNorm layers that are in train(): the
-            only thing of a model that is ever written.
+        collecting: see :class:`innerloop.inner_loop.InnerLoop`.
     """
 
     def __init__(

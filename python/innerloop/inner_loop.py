@@ -57,6 +57,8 @@ class InnerLoop:
             "per_step", the statistics of the batch at hand by the PerStepBatchNorm layers of the model.
         loss: "cross_entropy", "mse" or a callable.
         optimizer: what makes a step of the gradients; "sgd" is the line above, others are in inner_optimizers.py.
+        collecting: passes move the running statistics of the model's PerStepBatchNorm layers that are in train(), as
+            training MAML++ does: nothing else of a model is ever written, and by nobody else.
     """
 
     steps: int
@@ -67,6 +69,7 @@ class InnerLoop:
     bn: AnyBatchNormMode
     loss: Loss
     optimizer: InnerOptimizer
+    collecting: bool = False
 
     @classmethod
     def create(

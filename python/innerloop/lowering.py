@@ -81,7 +81,7 @@ class Lowered:
     Attributes:
         program: None where the model does not lower. error: why it does not.
         names: of the parameters, in the program's order. code: the program's encoding.
-        memory: checked inner loops by their arguments. told: what has been said about the model in the log.
+        memory: checked inner loops by their arguments.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -91,7 +91,6 @@ class Lowered:
         self.code: list[int] = []
         self.has_running_statistics = False
         self.memory: dict[Any, Any] = {}
-        self.told: set[str] = set()
         self._watch = _Watch(model)
         self._global_hooks = bool(torch_module._has_any_global_hook())
         self._outputs: dict[tuple[int, ...], tuple[str | None, int]] = {}

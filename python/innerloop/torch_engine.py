@@ -189,7 +189,7 @@ def _loop_over_tasks(
 ) -> tuple[Tensor, Tensor]:
     differentiable = torch.is_grad_enabled()
     second_order = differentiable and inner.steps > 0 and not inner.first_order
-    functional = FunctionalModel(model, inner.bn, second_order=second_order, collecting=differentiable)
+    functional = FunctionalModel(model, inner.bn, second_order=second_order, collecting=inner.collecting)
     totals, outputs = [], []
     for index in range(tasks.num_tasks):
         support_mask = None if tasks.support_mask is None else tasks.support_mask[index]

@@ -108,7 +108,7 @@ class MAMLPlusPlus(MAML):
         progress = int(self.steps_done) / self.training_steps
         if progress < self.multi_step_share:
             inner = replace(inner, step_weights=step_weights(inner.steps, progress / self.multi_step_share))
-        return replace(inner, first_order=progress < self.first_order_share)
+        return replace(inner, first_order=progress < self.first_order_share, collecting=True)
 
     def forward(self, tasks: TaskBatch) -> Result:
         result = super().forward(tasks)

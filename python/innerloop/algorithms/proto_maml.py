@@ -20,7 +20,8 @@ class ProtoMAML(MAML):
     (section 3 of the paper): before any step it is the prototypical network's classifier. The meta-gradient goes
     through the prototypes. The head that the model brings is never used; the options are MAML's.
 
-    The model's last module with parameters must be an nn.Linear with a bias, whose output is the model's.
+    The model's last module with parameters must be an nn.Linear with a bias, whose output is the model's; what is
+    learned are the parameters before it.
     """
 
     def adapted(self) -> None:
@@ -28,6 +29,11 @@ class ProtoMAML(MAML):
         head = self.model.get_submodule(head_path(self.model))
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise ValueError(f"model ends in {type(head).__name__}, expected an nn.Linear with a bias as its head")
+        if len(list(self.model.parameters())) == len(list(head.parameters())):
+            raise ValueError(
+                "model has no parameters but its head's, which prototypes take the place of: expected an encoder with "
+                "parameters in front of the head"
+            )
 
     def initial_parameters(self, tasks: TaskBatch) -> dict[str, Tensor]:
         """θ₀ by name: the model's own, and a head [T, ...] for each task."""
