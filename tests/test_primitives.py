@@ -396,6 +396,64 @@ def test_a_frozen_parameter_has_no_gradient_and_is_not_adapted(engine_name: Any)
     assert list(gradients) == ["2.weight", "2.bias"]
 
 
+# --- torch.compile --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_compiler() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+PRIMITIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "adapt": lambda m, t, v, **o: primitives.adapt(m, t, inner_lr=0.3, inner_steps=2, proximal=0.5, **o),
+    "meta_gradient": lambda m, t, v, **o: primitives.meta_gradient(m, t, inner_lr=0.3, inner_steps=2, **o)[0],
+    "hessian_vector_product": lambda m, t, v, **o: primitives.hessian_vector_product(m, t, v, **o),
+}
+
+
+@on_both_engines
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_between_compiled_graphs(name: str, engine_name: Any, fresh_compiler: None) -> None:
+    model, tasks, primitive = make(conv_module), make_tasks((2, 4, 4), support=9), PRIMITIVES[name]
+    v = noisy(model, scale=1.0)
+
+    def function(scale: Tensor) -> dict[str, Tensor]:
+        phi = {"5.bias": scale + model[5].bias}
+        found = primitive(model, tasks, v, parameters=phi, engine=engine_name)
+        return {name: value.tanh() for name, value in found.items()}
+
+    compiled = torch.compile(function, backend="aot_eager")
+    with torch.no_grad():
+        for scale in (torch.tensor(1.0).double(), torch.tensor(0.5).double()):
+            model[5].weight.mul_(2)
+            expected = function(scale)
+            for name, value in compiled(scale).items():
+                assert torch.equal(value, expected[name])
+        torch._dynamo.reset()
+        with pytest.raises(RuntimeError, match="compute numbers, and no graph"):
+            torch.compile(function, backend="aot_eager", fullgraph=True)(scale)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # dynamo does
+def test_with_gradient_compiles_whole(fresh_compiler: None) -> None:
+    model, tasks = make(mlp_module), make_tasks((6,))
+    gradients, result = primitives.meta_gradient(model, tasks)
+    compiled = torch.compile(
+        lambda scale: primitives.with_gradient(
+            result, model, {name: scale * gradient for name, gradient in gradients.items()}
+        ).loss,
+        backend="aot_eager", fullgraph=True,
+    )  # fmt: skip
+    loss = compiled(torch.tensor(2.0).double())
+    assert torch.equal(loss.detach(), result.loss)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, 2 * gradients[name])
+
+
 # --- with_gradient --------------------------------------------------------------------------------
 
 

@@ -17,13 +17,18 @@ The arguments that all have in common:
 
 Where an argument is wrong, a TypeError or ValueError names it and what was expected. A tensor that requires grad is
 refused while gradients are recorded, except for the model's own parameters: what comes out could not be differentiated.
+
+torch.compile leaves a call of adapt, meta_gradient or hessian_vector_product as it is, between the graphs of what is
+before and after it: each is a native call, or a loop of autograd that no graph could hold. Asked for one graph, by
+``fullgraph=True``, it raises.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +46,16 @@ from innerloop.tasks import TaskBatch
 Parameters = Mapping[str, Tensor]
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _between_graphs(function: Function) -> Function:
+    """The function, not traced by torch.compile."""
+    untraced: Function = torch.compiler.disable(function, reason="innerloop.primitives compute numbers, and no graph")
+    return untraced
+
+
+@_between_graphs
 def adapt(
     model: nn.Module,
     tasks: TaskBatch,
@@ -110,6 +125,7 @@ def learner(
 _adapt = adapt  # for a function with an argument of that name
 
 
+@_between_graphs
 def meta_gradient(
     model: nn.Module,
     tasks: TaskBatch,
@@ -175,6 +191,7 @@ def meta_gradient(
     return gradients, replace(result, loss=result.loss.detach())
 
 
+@_between_graphs
 def hessian_vector_product(
     model: nn.Module,
     tasks: TaskBatch,
