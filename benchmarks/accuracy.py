@@ -190,6 +190,7 @@ def run_entry(title: str, ways: int | None, images: int, episodes: int, runs: st
         "command": None if entry.shuffled else command(config),
         "steps": config.training.steps,
         "seconds": round(trained, 1),
+        "instruction_set": machine.instruction_set(),
     }
     rows = []
     for variant, changes in {title: {}, **entry.variants}.items():

@@ -11,6 +11,7 @@ from accuracy import RESULTS, SETTINGS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "algorithms.md"
 
+VECTORS = {"avx2": "AVX2", "avx512": "AVX-512"}
 HEAD = ["5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot"]
 
 _INTRODUCTION = """\
@@ -57,13 +58,17 @@ the 95% interval over the tasks of one training, and says nothing of another see
 
 A table for each thing that BatchNorm normalises test tasks with ([numerics.md](numerics.md)): they do not compare like
 with like. Options are each algorithm's defaults. Methods with a head are trained once for each number of ways, by the
-same budget. CPU time is of training and validation, one thread ({processor}), and for these of both trainings."""
+same budget. CPU time is of training and validation, one thread ({processor}) with the vectors that are named, and for
+these of both trainings."""
 
 #: In what order, and under what words, the tables by BatchNorm's mode come.
 _MODES = {
     "running": "Running statistics: each test image is embedded by itself.",
     "support": "The support set's statistics:",
-    "transductive": "Transductive, the statistics of the support set, then of the task's queries together:",
+    "transductive": """\
+Transductive, the statistics of the support set, then of the task's queries together. `imaml`'s defaults do not suit 20
+ways: its inner loop did not reach a minimum, where conjugate gradients meet negative curvature and stop (1,003 of the
+first 1,228 tasks of training), and the best of its validations was the first.""",
     "per_step": "Transductive, with a γ and a β of each inner step (MAML++):",
 }
 
@@ -117,7 +122,9 @@ def document(results: dict[str, Any]) -> Iterator[str]:
         if not chosen:
             continue
         yield from ("", words, "")
-        yield from table(["", *HEAD, "CPU time, s"], (accuracy_row(title, row) for title, row in chosen.items()))
+        yield from table(
+            ["", *HEAD, "CPU time, s", "vectors"], (accuracy_row(title, row) for title, row in chosen.items())
+        )
     yield from ("", "The commands, in the order of the rows (those without one are not trained by a command):", "")
     yield from (f"    {command}" for command in commands(rows))
     yield from ("", "## Matching networks: context, and the order of the support set", "", *_ORDERS.splitlines(), "")
@@ -135,7 +142,8 @@ def document(results: dict[str, Any]) -> Iterator[str]:
 def accuracy_row(title: str, trainings: dict[str, Any]) -> list[str]:
     evaluations = [result for training in trainings.values() for result in training["evaluations"]]
     seconds = sum(training["seconds"] for training in trainings.values())
-    return [title, *cells(evaluations), f"{seconds:.0f}"]
+    (vectors,) = {training["instruction_set"] for training in trainings.values()}
+    return [title, *cells(evaluations), f"{seconds:.0f}", VECTORS.get(vectors, vectors)]
 
 
 def bn_of(trainings: dict[str, Any]) -> str:

@@ -263,7 +263,7 @@ def test_trained_and_evaluated_from_the_command_line(
     run = tmp_path / "run"
     innerloop_cli(
         "train", "learned_optimizer", "--data", "glyphs", "--run", run, "--steps", 2, "--episodes", 4, "--model",
-        model, "--validation-episodes", 2, "--shots", 2, "--inner-steps", 4, "--truncation", 2,
+        model, "--validation-episodes", 2, "--inner-steps", 4, "--truncation", 2,
         *(word for option in options for word in ("--model-option", option)),
     )  # fmt: skip
     record = json.loads(innerloop_cli("evaluate", run, "--inner-steps", 8, "--episodes", 4, "--json"))

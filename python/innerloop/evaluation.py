@@ -18,6 +18,7 @@ from innerloop.losses import accuracy_per_task, loss_per_task
 from innerloop.tasks import TaskBatch
 
 CHUNK = 20  # tasks drawn at a time; it changes memory, not results
+QUERIES = 15  # query samples of a class in a validation or test task
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def evaluate(
     episodes: int = 600,
     inner_steps: int | None = None,
     seed: int = 0,
-    queries: int = 15,
+    queries: int = QUERIES,
 ) -> Evaluation:
     """Mean accuracy (or mean squared error) over episodes with its 95% confidence interval.
 

@@ -66,7 +66,7 @@ class LearnedOptimizer(Algorithm):
     """
 
     training_defaults: ClassVar = {
-        **{"steps": 300, "meta_batch_size": 2, "shots": 10, "lr": 5e-3, "schedule": "cosine", "clip": 1.0},
+        **{"steps": 300, "meta_batch_size": 2, "shots": 5, "lr": 5e-3, "schedule": "cosine", "clip": 1.0},
         **{"validate_every": 100, "validation_episodes": 40},
     }
     model_defaults: ClassVar = {

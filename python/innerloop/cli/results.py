@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from innerloop.evaluation import evaluate
+from innerloop.evaluation import QUERIES, evaluate
 from innerloop.runs import load_run
 from innerloop.training import cpu_threads
 
@@ -25,7 +25,7 @@ def evaluate_run(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Part of the data.")] = "test",
     ways: Annotated[int | None, typer.Option(help="Classes of a task; the run's.")] = None,
     shots: Annotated[int | None, typer.Option(help="Support samples of a class; the run's.")] = None,
-    queries: Annotated[int, typer.Option(help="Query samples of a class.")] = 15,
+    queries: Annotated[int, typer.Option(help="Query samples of a class.")] = QUERIES,
     episodes: Annotated[int, typer.Option(help="Number of tasks.")] = 600,
     inner_steps: Annotated[int | None, typer.Option(help="Gradient steps of the adaptation; the run's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the task list.")] = 0,

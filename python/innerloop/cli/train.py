@@ -20,8 +20,8 @@ from innerloop import models
 from innerloop.atomic import write_atomically
 from innerloop.checkpoint import load_checkpoint
 from innerloop.cli.engines import compare
-from innerloop.contract import Dataset, Result
-from innerloop.evaluation import evaluate
+from innerloop.contract import SPLITS, Dataset, Result
+from innerloop.evaluation import QUERIES, evaluate
 from innerloop.options import Option, OptionError, options_of, parse_numbers, parse_pairs
 from innerloop.registry import algorithms, datasets
 from innerloop.runs import Choice, RunConfig, default_model
@@ -170,6 +170,7 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
         if run.exists() and any(run.iterdir()):
             raise FileExistsError(f"{run} is not empty: choose another --run, or go on with it by --resume")
     with _as_usage():
+        _check_sizes(config, dataset)
         algorithm = config.build(dataset)
     if not given["resume"]:
         config.save(run, algorithm)
@@ -194,6 +195,16 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
     _test(run, config, algorithm, dataset, console)
     if comparison is not None:
         console.print(comparison)
+
+
+def _check_sizes(config: RunConfig, dataset: Dataset) -> None:
+    """Draw a validation and a test task: that the data is too small for them must not come up after training."""
+    ways, shots = config.evaluation_ways, config.training.shots
+    for part in SPLITS[1:]:
+        try:
+            dataset.split(part).sample(1, ways, shots, QUERIES, config.training.seed)
+        except ValueError as error:
+            raise OptionError(f"no {part} task of {ways} ways, {shots} shots and {QUERIES} queries: {error}") from error
 
 
 def _configure(
