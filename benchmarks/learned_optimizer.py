@@ -47,7 +47,6 @@ RUNS = HERE.parent / "runs" / "learned-optimizer"
 RESULTS = HERE / "results" / "learned-optimizer.json"
 HORIZON = 100
 TUNING_TASKS = 20
-TEST_TASKS = 100
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Problem:
         data, model, options: by name, and the model's options. outputs: of the model. shape: of a sample.
         training: of the LSTM; its ways, shots and queries are those of all tasks.
         batch_size: of the minibatches that all optimizers see; 0: they see all of a task at each step.
+        test_tasks: unseen tasks that they are compared on.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Problem:
     options: dict[str, Any]
     training: TrainingSettings
     batch_size: int = 0
+    test_tasks: int = 100
 
     def algorithm(self) -> LearnedOptimizer:
         torch.manual_seed(0)
@@ -98,9 +99,9 @@ PROBLEMS = {
     "convnet": Problem(
         "Glyphs, 10-way 10-shot: Conv4 of 8 filters", "glyphs", "conv4", (1, 28, 28), 10,
         {"filters": 8, "downsample": "stride"},
-        TrainingSettings(steps=300, meta_batch_size=2, ways=10, shots=10, queries=5, lr=5e-3, schedule="cosine",
+        TrainingSettings(steps=200, meta_batch_size=2, ways=10, shots=10, queries=5, lr=5e-3, schedule="cosine",
                          clip=1.0, validate_every=20, threads=1),
-        batch_size=32,
+        batch_size=32, test_tasks=50,
     ),
 }  # fmt: skip
 
@@ -227,7 +228,7 @@ def objective(losses: Tensor) -> float:
 def unseen(problem: Problem, model: nn.Module) -> tuple[TaskBatch, Tensor]:
     """The tasks that all optimizers are compared on, and what they start from."""
     torch.manual_seed(1)
-    return problem.tasks("test", TEST_TASKS, seed=0), drawn_parameters(model, TEST_TASKS)
+    return problem.tasks("test", problem.test_tasks, seed=0), drawn_parameters(model, problem.test_tasks)
 
 
 def compare_rivals(name: str, titles: Sequence[str]) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def compare_rivals(name: str, titles: Sequence[str]) -> dict[str, Any]:
 def compare_learned(name: str, processes: int) -> dict[str, Any]:
     """What the trained LSTM reaches on the unseen tasks."""
     state = load_checkpoint(RUNS / name / LATEST, PROBLEMS[name].algorithm())
-    parts = [slice(first, first + 10) for first in range(0, TEST_TASKS, 10)]  # of little memory
+    parts = [slice(first, first + 10) for first in range(0, PROBLEMS[name].test_tasks, 10)]  # of little memory
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         losses = torch.cat(list(pool.map(learned_losses, [name] * len(parts), parts)), 1)
     found = row(losses)
@@ -442,7 +443,7 @@ def main() -> None:
         results["date"] = datetime.now(timezone.utc).date().isoformat()
         entry = results["problems"].setdefault(name, {"title": problem.title, "optimizers": {}})
         entry["training"] = asdict(problem.training)
-        entry["tasks"], entry["tuning_tasks"], entry["horizon"] = TEST_TASKS, TUNING_TASKS, HORIZON
+        entry["tasks"], entry["tuning_tasks"], entry["horizon"] = problem.test_tasks, TUNING_TASKS, HORIZON
         entry["optimizers"] |= found.pop("optimizers", {})
         entry |= found
         RESULTS.write_text(json.dumps(rounded(results), indent=1) + "\n")

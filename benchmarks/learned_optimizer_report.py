@@ -33,7 +33,8 @@ that all parameters share, and those weights are what meta-training learns.
     innerloop train learned_optimizer --data digits --model mlp --ways 10   # of MNIST: the extra `digits`
     innerloop train learned_optimizer --data glyphs                    # a small convolutional net
 
-A task is an optimizee: the model on a support set. Query sets are only looked at to report. In `train()` a task starts
+A task is an optimizee: the model on a support set, all of it at each step, or with `--batch-size` a minibatch drawn
+anew. Query sets are only looked at to report. In `train()` a task starts
 from parameters that the model's modules draw anew; in `eval()`, and in `adapt`, from the model's own.
 
 ## How it is computed
@@ -100,12 +101,12 @@ def figure_section(results: dict[str, Any]) -> list[str]:
         "",
         "![Loss against optimization step](learned-optimizer.png)",
         "",
-        "Medians of 100 unseen tasks, shaded from the first to the third quartile. All start from the same",
-        "parameters, drawn anew for each task. The learning rates of the others are those with the lowest median loss",
-        "after 100 steps on 20 training tasks, from 0.001 … 10 (SGD: … 100), three a decade; L-BFGS's, without a line",
-        "search and with a gradient a step as all others, from 0.03, 0.1, 0.3, 1. Unseen glyphs are of scripts that",
-        "the LSTM was not trained on. Losses: ‖Wθ − y‖² of the quadratics, the cross-entropy on the support set of the",
-        "nets, all of it at each step; the paper's net has images of 28 × 28 and minibatches.",
+        "Medians of unseen tasks, shaded from the first to the third quartile. All start from the same parameters,",
+        "drawn anew for each task. The learning rates of the others are those with the lowest median loss after 100",
+        "steps on 20 training tasks, from 0.001 … 10 (SGD: … 100), three a decade; L-BFGS's, without a line search and",
+        "with a gradient a step as all others, from 0.03, 0.1, 0.3, 1. Unseen glyphs are of scripts that the LSTM was",
+        "not trained on. A step of the nets sees 32 of a task's 100 images, 28 × 28, drawn anew; the losses shown are",
+        "of all 100, the cross-entropy, and of the quadratics ‖Wθ − y‖².",
         "",
         "At the horizon trained for the LSTM is below tuned Adam on both, the quadratics' two intervals touching;",
         "at twice that on the glyphs alone. L-BFGS is below all: the problems are small and their gradients exact.",
@@ -116,7 +117,8 @@ def figure_section(results: dict[str, Any]) -> list[str]:
         lines += [
             f"### {problem['title']}",
             "",
-            "Median loss, its 95% interval by the bootstrap, and quartiles of the tasks:",
+            f"{problem['tasks']} unseen tasks: the median of their losses, its 95% interval by the bootstrap, and their "
+            "quartiles:",
             "",
             "| | learning rate | after 100 steps | quartiles | after 200 steps | quartiles |",
             "|---|---|---|---|---|---|",
@@ -152,9 +154,10 @@ def speed_section(results: dict[str, Any]) -> list[str]:
         "## Training speed",
         "",
         "The first segment of an optimization, 20 steps, and the gradient of the LSTM's weights: innerloop beside",
-        "plain torch with nn.LSTMCell on [coordinates, …], the net's layers as batched products and one autograd graph",
-        "of the segment. Both computed the same gradient, checked first. float32, one thread, CPU time, medians; the",
-        "two take turns in one process, and × is the ratio within a turn.",
+        "plain torch with nn.LSTMCell on [coordinates, …], the Linear layers of all tasks as batched products, the",
+        "convolutional net by functional_call, and one autograd graph of the segment. Both computed the same gradient,",
+        "checked first in float64. float32, one thread, CPU time, medians; the two take turns in one process, and × is",
+        "the ratio within a turn.",
         "",
         "| | coordinates | innerloop, ms | torch, ms | × (least–most) |",
         "|---|---|---|---|---|",

@@ -25,7 +25,7 @@ class MAML(Algorithm):
 
     Args:
         model: any module; its outputs are logits, or the targets' shape for regression.
-        inner_lr: α, the step size of the inner loop.
+        inner_lr: α, the step size of the inner loop: 0.4 is for images, sinusoids need 0.01.
         inner_steps: K, gradient steps on the support set.
         first_order: drop the second derivatives (FOMAML).
         bn: BatchNorm statistics: "transductive" of the batch at hand, "support" of the support set, "running".
