@@ -117,8 +117,7 @@ def figure_section(results: dict[str, Any]) -> list[str]:
         lines += [
             f"### {problem['title']}",
             "",
-            f"{problem['tasks']} unseen tasks: the median of their losses, its 95% interval by the bootstrap, and their "
-            "quartiles:",
+            f"{problem['tasks']} unseen tasks: their median loss, its 95% interval by the bootstrap, and quartiles:",
             "",
             "| | learning rate | after 100 steps | quartiles | after 200 steps | quartiles |",
             "|---|---|---|---|---|---|",

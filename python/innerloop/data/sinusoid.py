@@ -15,8 +15,8 @@ class Sinusoid(Dataset):
     """Regression on y = A·sin(ω·x + φ), a task being one (A, ω, φ) (Finn et al. 2017, section 5.1).
 
     Amplitude A ~ U[0.1, 5], phase φ ~ U[0, π], inputs x ~ U[-5, 5]; ω = 1, or drawn as in Li et al. 2017 (Meta-SGD).
-    MAML's defaults are for images. Here it needs the paper's ``inner_lr`` of 0.01 and 10 shots, with 10 queries: trained
-    so for 3,000 steps it has a mean squared error of 0.9, by its defaults one of 6.8.
+    MAML's defaults are for images. Here it needs the paper's ``inner_lr`` of 0.01 and 10 shots, with 10 queries: so
+    trained for 3,000 steps it has a mean squared error of 0.9, by its defaults one of 6.8.
 
     Args:
         varying_frequency: draw ω ~ U[0.8, 1.2] for each task.
