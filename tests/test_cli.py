@@ -43,7 +43,7 @@ def test_help_is_printed(innerloop_cli: CommandLine, arguments: tuple[str, ...])
 
 def test_an_algorithms_defaults_are_shown(innerloop_cli: CommandLine) -> None:
     printed = innerloop_cli("train", "maml", "--help")
-    assert re.search(r"--inner-lr .*α, the step size of the inner loop. *\[default: 0.4\]", printed)
+    assert re.search(r"--inner-lr .*α, the step size of the inner loop: .*\[default: 0.4\]", printed)
     assert re.search(r"--steps .*\[default: 3000\]", printed)
 
 
