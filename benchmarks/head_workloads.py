@@ -22,7 +22,7 @@ class HeadWorkload:
     """
 
     name: str
-    kind: Literal["prototypes", "svm"]
+    kind: Literal["prototypes", "ridge", "svm"]
     tasks: int
     ways: int
     shots: int
@@ -38,10 +38,10 @@ class HeadWorkload:
 
     @property
     def flops(self) -> int:
-        """Of the three products of queries and prototypes (weights of the SVM): the scores, and a gradient for each. Of
-        the SVM also the Gram matrix, and five products of support set and classes."""
+        """Of the three products of queries and prototypes (weights of the other heads): the scores, and a gradient for
+        each. Of these heads also the Gram matrix, and five products of support set and classes."""
         products = 3 * self.ways * self.queries * self.ways
-        if self.kind == "svm":
+        if self.kind != "prototypes":
             support = self.ways * self.shots
             products += support * (support + 1) // 2 + 5 * support * self.ways
         return 2 * self.tasks * products * self.dim
@@ -53,6 +53,7 @@ HEAD_WORKLOADS = {
         HeadWorkload("prototypes-20way", "prototypes", 64, 20, 5, 15, 64),
         HeadWorkload("prototypes-60way", "prototypes", 1, 60, 5, 15, 1600),
         HeadWorkload("prototypes-5way", "prototypes", 64, 5, 5, 15, 1600),
+        HeadWorkload("ridge-5way", "ridge", 8, 5, 5, 15, 16000),
         HeadWorkload("svm-5way", "svm", 8, 5, 5, 15, 16000),
     ]
 }

@@ -1,8 +1,8 @@
 """Measures the few-shot heads of innerloop beside everything else that computes them.
 
     benchmarks/peers.sh                                   installs the peers, once
-    .venv/bin/python benchmarks/heads.py                  everything, into benchmarks/results/heads.json
-    .venv/bin/python benchmarks/report.py                 docs/heads.md from it
+    .venv/bin/python benchmarks/heads.py                  everything, into benchmarks/results/heads-INSTRUCTION SET.json
+    .venv/bin/python benchmarks/report.py                 docs/heads.md and heads-avx2.md from them
 
 A step takes embeddings of support and query that require a gradient, to the loss averaged over the tasks, and back. How
 it is measured: race.py. One thread, CPU time.
@@ -28,10 +28,11 @@ from rivals import HEADS
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(HEAD_WORKLOADS)
+    default = HERE / "results" / f"heads-{machine.instruction_set()}.json"
     parser.add_argument("--workloads", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--rivals", nargs="+", default=list(HEADS), choices=list(HEADS), metavar="NAME")
     parser.add_argument("--seconds", type=float, default=Effort.seconds, help="for each rival and workload")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "heads.json")
+    parser.add_argument("--output", type=Path, default=default)
     arguments = parser.parse_args()
 
     def say(text: str) -> None:

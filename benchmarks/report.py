@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ from benchmarks/results/: docs/heads.md, and of the MAML step a page for each machine;
+"""Writes the pages of docs/ from benchmarks/results/: of the MAML step and of the heads, a page for each machine;
 --readme prints the README's table instead."""
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ PAGES = [
     Page("maml-avx2.json", "benchmarks-avx2.md", "a Zen 1 EPYC with AVX2"),
 ]
 
+HEAD_PAGES = [
+    Page("heads-avx512.json", "heads.md", PAGES[0].machine),
+    Page("heads-avx2.json", "heads-avx2.md", PAGES[1].machine),
+]
+
 OP = "innerloop-op"
 #: Rivals that are no other library: they are shown, but are not "the best of the others".
 OURSELVES = (OURS, OP, "innerloop-torch", "compat")
@@ -50,8 +55,8 @@ def main() -> None:
         return
     for page in PAGES:
         (DOCS / page.document).write_text("\n".join(document(page, page.read())) + "\n")
-    heads = json.loads((RESULTS / "heads.json").read_text())
-    (DOCS / "heads.md").write_text("\n".join(heads_document(heads)) + "\n")
+    for page in HEAD_PAGES:
+        (DOCS / page.document).write_text("\n".join(heads_document(page, page.read())) + "\n")
 
 
 def document(page: Page, results: dict[str, Any]) -> Iterator[str]:
@@ -61,15 +66,17 @@ def document(page: Page, results: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield from _INTRODUCTION.format(**results["machine"]).splitlines()
     yield ""
-    yield from (
-        f"The same on {other.machine}: [{other.document}]({other.document})." for other in PAGES if other != page
-    )
+    yield from others(page, PAGES)
     yield from section("Against everything else", overview(results), _OVERVIEW)
     yield from section("Where innerloop is not ahead", losses(results))
     yield from section("Every rival", every_rival(results), _EVERY_RIVAL)
     yield from section("More and fewer tasks", by_tasks(results), _BY_TASKS)
     yield from section("Two threads", two_threads(results), _TWO_THREADS)
     yield from section("ResNet-12", resnet(results), _RESNET)
+
+
+def others(page: Page, pages: Iterable[Page]) -> Iterator[str]:
+    return (f"The same on {other.machine}: [{other.document}]({other.document})." for other in pages if other != page)
 
 
 def section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
@@ -120,15 +127,17 @@ _RESNET = "MetaOptNet's ResNet-12, 5-way 5-shot with 15 queries a class, against
 # --- heads --------------------------------------------------------------------------------------
 
 
-def heads_document(results: dict[str, Any]) -> Iterator[str]:
-    yield "# Benchmarks: few-shot heads"
+def heads_document(page: Page, results: dict[str, Any]) -> Iterator[str]:
+    yield f"# Benchmarks: few-shot heads on {page.machine}"
     yield ""
-    yield "<!-- Written by benchmarks/report.py from benchmarks/results/heads.json: change those, not this. -->"
+    yield f"<!-- Written by benchmarks/report.py from benchmarks/results/{page.results}: change those, not this. -->"
     yield ""
     yield from _HEADS.format(**results["machine"]).splitlines()
+    yield ""
+    yield from others(page, HEAD_PAGES)
     yield from section("Where innerloop is not ahead", heads_lost(results))
     for workload, run in measured_heads(results):
-        yield from ("", f"## {workload.title}", "")
+        yield from ("", f"## {head_name(workload)}", "")
         yield from table(
             ["", "ms (least–most)", "×", "GFLOP/s", "first call, s", "memory, MB", "error"],
             (head_row(rival, row, run["flops"]) for rival, row in run["rows"].items()),
@@ -143,10 +152,10 @@ queries to them, cross-entropy, averaged over the tasks; and its gradient for al
     ./dev setup && benchmarks/peers.sh
     .venv/bin/python benchmarks/heads.py && .venv/bin/python benchmarks/report.py
 
-Machine: {cores} cores of an {processor}; one core reaches {fma_gflops:.0f} GFLOP/s in fused multiply-adds, \
-{sgemm_gflops:.0f} in torch.mm at 1024³,
-and copies at {copy_gigabytes:.0f} GB/s. Python {python}, torch {torch}, innerloop {innerloop}. Figures of another
-machine do not compare with these.
+Machine: {cores} cores of an {processor}, {instruction_set}; one core reaches {fma_gflops:.0f} GFLOP/s in fused \
+multiply-adds,
+{sgemm_gflops:.0f} in torch.mm at 1024³, and copies at {copy_gigabytes:.0f} GB/s.
+Python {python}, torch {torch}, innerloop {innerloop}.
 
 float32, one thread, CPU time, medians; the rivals take turns, and ×, the rival's time over innerloop's, is taken within
 a round. Before anything is timed, loss and gradients are compared with the plain differences' in float64 on two of the
@@ -157,8 +166,9 @@ takes the expanded form too, and sums differences where it would lose digits. ea
 it is squared. learn2learn and torchmeta make the [T, Q, N, D] tensor; easyfsl and learn2learn take one task at a
 time.
 
-The last table is of MetaOptNet's SVM head ([closed-form-heads.md](closed-form-heads.md)) in the place of the distances,
-compared with a dense interior-point method in plain torch; its GFLOP/s are of the products with the embeddings."""
+Below are the closed-form heads ([closed-form-heads.md](closed-form-heads.md)) in the place of the distances: ridge
+regression, whose system innerloop solves in float64 and torch in the embeddings' dtype, and MetaOptNet's SVM, compared
+with a dense interior-point method in plain torch. Their GFLOP/s are of the products with the embeddings."""
 
 
 def measured_heads(results: dict[str, Any]) -> Iterator[tuple[HeadWorkload, dict[str, Any]]]:
@@ -168,13 +178,18 @@ def measured_heads(results: dict[str, Any]) -> Iterator[tuple[HeadWorkload, dict
             yield workload, {**run, "rows": {key: {**checks.get(key, {}), **row} for key, row in run["rows"].items()}}
 
 
+def head_name(workload: HeadWorkload) -> str:
+    head = {"prototypes": "Prototypes", "ridge": "Ridge regression", "svm": "The SVM"}[workload.kind]
+    return f"{head}: {workload.title}"
+
+
 def heads_lost(results: dict[str, Any]) -> Iterator[str]:
     found = False
     for workload, run in measured_heads(results):
         for rival, row in run["rows"].items():
             if counts(row) and "ratio" in row and row["ratio"]["median"] <= 1:
                 found = True
-                yield f"- {workload.title}: {ALL_RIVALS[rival].title}, ×{row['ratio']['median']:.2f}"
+                yield f"- {head_name(workload)}: {ALL_RIVALS[rival].title}, ×{row['ratio']['median']:.2f}"
     if not found:
         yield "In no row below."
 

@@ -160,10 +160,10 @@ CASES = [
         OpCase(
             f"pairwise_distance-{queries}x{points}x{dim}",
             ((2, queries, dim), (2, points, dim)),
-            ops.pairwise_distance,
-            reference.pairwise_distance,
+            _distance(ops.pairwise_distance, metric="sqeuclidean", temperature=float(dim)),
+            _distance(reference.pairwise_distance, metric="sqeuclidean", temperature=float(dim)),
         )
-        for queries, points, dim in ((23, 5, 83), (4, 9, 64), (1, 1, 1))
+        for queries, points, dim in ((23, 5, 83), (4, 9, 64), (1, 1, 1), (7, 3, 1100), (13, 40, 150))
     ),
     *(
         OpCase(

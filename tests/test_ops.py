@@ -311,6 +311,27 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         torch.set_num_threads(threads)
 
 
+def large_gradients(queries: Tensor, points: Tensor) -> list[Tensor]:
+    """Of ops whose gradients are written past the caches where they exceed them."""
+    labels = torch.arange(points.shape[1]).expand(points.shape[:2])
+    wanted = torch.arange(queries.shape[1]).expand(queries.shape[:2]) % points.shape[1]
+    losses, _ = ops.prototype_loss(points, labels, queries, wanted, points.shape[1])
+    scores = ops.ridge_head(points, labels, queries, points.shape[1])
+    distances = ops.pairwise_distance(queries, points)
+    outputs = (losses.sum(), scores.square().sum(), distances.square().sum())
+    return [gradient for output in outputs for gradient in torch.autograd.grad(output, (queries, points))]
+
+
+@pytest.mark.parametrize("dim", [1600, 1601])
+def test_a_gradient_that_exceeds_the_caches_is_that_of_each_task_alone(dim: int) -> None:
+    queries, points = torch.randn(4, 700, dim) / 40, torch.randn(4, 5, dim) / 40
+    assert 4 * queries.numel() > 16 << 20
+    together = large_gradients(queries.requires_grad_(), points.requires_grad_())
+    for task in range(4):
+        alone = large_gradients(queries[task : task + 1], points[task : task + 1])
+        assert all(torch.equal(a[task : task + 1], b) for a, b in zip(together, alone, strict=True))
+
+
 ISAS = {"baseline": "baseline", "v3": "x86-64-v3 (AVX2)", "v4": "x86-64-v4 (AVX-512)"}
 
 

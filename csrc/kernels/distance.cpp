@@ -127,6 +127,87 @@ void multiply_points(const T* a, const T* packed, int64_t rows, int64_t points, 
   }
 }
 
+// --- products with few points ----------------------------------------------------------------------------------------
+
+// Most of a vector of few points would be empty. There a vector holds coordinates of one row or point instead, and the
+// points need not be packed.
+template <class T>
+constexpr int few = std::min(5 * lanes<T> / 8, 8);
+
+template <class T>
+bool are_few(int64_t points) {
+  return points <= few<T>;
+}
+
+// Rows of a tile: a sum for each point and the norm, a vector of each point and one of the row fill the registers.
+constexpr int dot_rows(int points) {
+  return std::clamp((vector_registers - 1 - points) / (points + 1), 1, 4);
+}
+
+// products[i][j] += Σ_d a[i][d] points[j][d] and norms[i] += Σ_d a[i][d]² for R rows and N points.
+template <class T, int R, int N>
+[[gnu::noinline]] void dot_tile(int64_t count, const T* a, const T* points, int64_t dim, T* products, T* norms) {
+  constexpr int L = lanes<T>;
+  Vector<T> sums[R][N] = {}, squares[R] = {};
+  const auto step = [&](int64_t d, auto load_some) {
+    Vector<T> point[N];
+    INNERLOOP_UNROLL
+    for (int j = 0; j < N; ++j) point[j] = load_some(points + j * dim + d);
+    INNERLOOP_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const Vector<T> row = load_some(a + i * dim + d);
+      squares[i] += row * row;
+      INNERLOOP_UNROLL
+      for (int j = 0; j < N; ++j) sums[i][j] += row * point[j];
+    }
+  };
+  int64_t d = 0;
+  for (; d + L <= count; d += L) step(d, [](const T* from) { return load(from); });
+  if (d < count) step(d, [&](const T* from) { return load_part(from, count - d); });
+  for (int i = 0; i < R; ++i) {
+    norms[i] += sum<T>(squares[i]);
+    for (int j = 0; j < N; ++j) products[i * L + j] += sum<T>(sums[i][j]);
+  }
+}
+
+template <class T, int N, int... I>
+constexpr auto dot_tiles(std::integer_sequence<int, I...>) {
+  return std::array{&dot_tile<T, I + 1, N>...};
+}
+
+// Coordinates that the points stay in the nearest cache for; of the longest sum that a lane makes, a 64th.
+template <class T>
+constexpr int64_t dot_block = 64 * lanes<T>;
+
+template <class T, int N>
+void multiply_few(const T* a, const T* points, int64_t rows, int64_t dim, T* products, T* norms) {
+  constexpr int R = dot_rows(N);
+  static constexpr auto tiles = dot_tiles<T, N>(std::make_integer_sequence<int, R>());
+  for (int64_t d = 0; d < dim; d += dot_block<T>) {
+    const int64_t count = std::min(dot_block<T>, dim - d);
+    in_tiles<R>(rows, [&](int64_t i, int64_t height) {
+      tiles[static_cast<size_t>(height - 1)](count, a + i * dim + d, points + d, dim, products + i * lanes<T>,
+                                             norms + i);
+    });
+  }
+}
+
+template <class T, int... I>
+constexpr auto few_multipliers(std::integer_sequence<int, I...>) {
+  return std::array{&multiply_few<T, I + 1>...};
+}
+
+// products [rows][a vector] and norms [rows].
+template <class T>
+void multiply_few_points(const T* a, const T* points, int64_t rows, int64_t count, int64_t dim, T* products, T* norms) {
+  static constexpr auto multipliers = few_multipliers<T>(std::make_integer_sequence<int, few<T>>());
+  std::fill(products, products + rows * lanes<T>, T(0));
+  std::fill(norms, norms + rows, T(0));
+  multipliers[static_cast<size_t>(count - 1)](a, points, rows, dim, products, norms);
+}
+
+// --- from products to distances --------------------------------------------------------------------------------------
+
 // Of ‖a‖² + ‖b‖²: what is below that, rounding has eaten too much of, and is summed from differences instead.
 template <class T>
 constexpr T least_share = T(1) / 16;
@@ -158,10 +239,16 @@ void distances_of_products(const T* a, const T* points, const T* point_norms, in
   }
 }
 
+// Elements of the packed points before their norms.
+template <class T>
+int64_t packed_coordinates(int64_t points, int64_t dim) {
+  return are_few<T>(points) ? 0 : vectors_of<T>(points) * lanes<T> * dim;
+}
+
 template <class T>
 void pack(const T* points, int64_t count, int64_t dim, T* packed) {
   const int64_t vectors = vectors_of<T>(count);
-  for (int64_t v = 0; v < vectors;) {
+  for (int64_t v = are_few<T>(count) ? vectors : 0; v < vectors;) {
     const int64_t strip = strip_width(vectors - v), width = strip * lanes<T>;
     const int64_t here = std::min(width, count - v * lanes<T>);
     transpose(here, dim, points + v * lanes<T> * dim, dim, packed, width);
@@ -254,8 +341,13 @@ void scaled_distances(const T* a, const T* b, const T* packed, int64_t rows, int
   T norms[row_block];
   for (int64_t i = 0; i < rows; i += row_block) {
     const int64_t count = std::min(row_block, rows - i);
-    multiply_points(a + i * dim, packed, count, points, dim, sums.data(), norms);
-    distances_of_products(a + i * dim, b, packed + width * dim, count, points, dim, norms, sums.data());
+    if (are_few<T>(points)) {
+      multiply_few_points(a + i * dim, b, count, points, dim, sums.data(), norms);
+    } else {
+      multiply_points(a + i * dim, packed, count, points, dim, sums.data(), norms);
+    }
+    distances_of_products(a + i * dim, b, packed + packed_coordinates<T>(points, dim), count, points, dim, norms,
+                          sums.data());
     for (int64_t r = 0; r < count; ++r) {
       T* row = sums.data() + r * width;
       for (int64_t j = 0; j < width - L; j += L) store(row + j, load(row + j) * scale);
@@ -289,11 +381,11 @@ double distances_loss(const T* a, const T* b, const T* packed, int64_t rows, int
 }  // namespace
 
 int64_t packed_points_size(const float*, int64_t count, int64_t dim) {
-  return vectors_of<float>(count) * lanes<float> * (dim + 1);
+  return packed_coordinates<float>(count, dim) + vectors_of<float>(count) * lanes<float>;
 }
 
 int64_t packed_points_size(const double*, int64_t count, int64_t dim) {
-  return vectors_of<double>(count) * lanes<double> * (dim + 1);
+  return packed_coordinates<double>(count, dim) + vectors_of<double>(count) * lanes<double>;
 }
 
 void pack_points(const float* points, int64_t count, int64_t dim, float* packed) {

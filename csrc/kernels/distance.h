@@ -6,7 +6,8 @@
 // beside the norms, and rounding has eaten much of it, from differences. So identical points have distance 0 exactly,
 // none is negative, and none has lost more than a few digits.
 //
-// The points are packed first, so that a vector holds one coordinate of several points; their norms follow.
+// The points are packed first, so that a vector holds one coordinate of several points, unless they are few; their
+// norms follow.
 INNERLOOP_DECLARE(int64_t packed_points_size(const float* points, int64_t count, int64_t dim))
 INNERLOOP_DECLARE(int64_t packed_points_size(const double* points, int64_t count, int64_t dim))
 INNERLOOP_DECLARE(void pack_points(const float* points, int64_t count, int64_t dim, float* packed))
@@ -29,10 +30,10 @@ INNERLOOP_DECLARE(double squared_distances_loss(const double* a, const double* b
 
 // The gradients of scale · ‖a[i] − b[j]‖² for the columns first … last−1 of a [rows, dim] and b [points, dim], given
 // the gradient g [rows, points]:  to_a[i] = 2 scale Σⱼ g[i,j] (a[i] − b[j]),  to_b[j] = 2 scale Σᵢ g[i,j] (b[j] −
-// a[i]).
+// a[i]). nontemporal: to_a goes past the caches where its rows start vectors.
 INNERLOOP_DECLARE(void squared_distances_backward(const float* g, float scale, const float* a, const float* b,
                                                   int64_t rows, int64_t points, int64_t dim, int64_t first,
-                                                  int64_t last, float* to_a, float* to_b))
+                                                  int64_t last, bool nontemporal, float* to_a, float* to_b))
 INNERLOOP_DECLARE(void squared_distances_backward(const double* g, double scale, const double* a, const double* b,
                                                   int64_t rows, int64_t points, int64_t dim, int64_t first,
-                                                  int64_t last, double* to_a, double* to_b))
+                                                  int64_t last, bool nontemporal, double* to_a, double* to_b))

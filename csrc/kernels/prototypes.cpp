@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/nontemporal.h"
+
 namespace innerloop::INNERLOOP_ISA {
 namespace {
 
@@ -24,9 +26,10 @@ void means_of(const T* __restrict embeddings, const int64_t* labels, int64_t sam
   }
 }
 
-template <class T>
+template <Store kind, class T>
 void spread(const T* __restrict gradient, const T* __restrict weights, const int64_t* labels, int64_t samples,
             int64_t dim, int64_t first, int64_t last, T* __restrict out) {
+  const int64_t whole = last - (last - first) % lanes<T>;
   for (int64_t s = 0; s < samples; ++s) {
     T* sample = out + s * dim;
     if (labels[s] < 0) {
@@ -35,7 +38,19 @@ void spread(const T* __restrict gradient, const T* __restrict weights, const int
     }
     const T weight = weights[labels[s]];
     const T* row = gradient + labels[s] * dim;
-    for (int64_t d = first; d < last; ++d) sample[d] = weight * row[d];
+    for (int64_t d = first; d < whole; d += lanes<T>) store<kind>(sample + d, weight * load(row + d));
+    for (int64_t d = whole; d < last; ++d) sample[d] = weight * row[d];
+  }
+  if constexpr (kind == Store::nontemporal) finish_stores();
+}
+
+template <class T>
+void spread(const T* gradient, const T* weights, const int64_t* labels, int64_t samples, int64_t dim, int64_t first,
+            int64_t last, bool nontemporal, T* out) {
+  if (nontemporal && starts_vectors(out + first, dim)) {
+    spread<Store::nontemporal>(gradient, weights, labels, samples, dim, first, last, out);
+  } else {
+    spread<Store::cached>(gradient, weights, labels, samples, dim, first, last, out);
   }
 }
 
@@ -52,13 +67,13 @@ void class_means(const double* embeddings, const int64_t* labels, int64_t sample
 }
 
 void class_means_backward(const float* gradient, const float* weights, const int64_t* labels, int64_t samples,
-                          int64_t dim, int64_t first, int64_t last, float* out) {
-  spread(gradient, weights, labels, samples, dim, first, last, out);
+                          int64_t dim, int64_t first, int64_t last, bool nontemporal, float* out) {
+  spread(gradient, weights, labels, samples, dim, first, last, nontemporal, out);
 }
 
 void class_means_backward(const double* gradient, const double* weights, const int64_t* labels, int64_t samples,
-                          int64_t dim, int64_t first, int64_t last, double* out) {
-  spread(gradient, weights, labels, samples, dim, first, last, out);
+                          int64_t dim, int64_t first, int64_t last, bool nontemporal, double* out) {
+  spread(gradient, weights, labels, samples, dim, first, last, nontemporal, out);
 }
 
 }  // namespace innerloop::INNERLOOP_ISA

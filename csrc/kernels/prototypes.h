@@ -10,8 +10,10 @@ INNERLOOP_DECLARE(void class_means(const double* embeddings, const int64_t* labe
                                    int64_t dim, double* means, double* weights))
 
 // Its transpose, for the columns first … last-1: each sample [samples, dim] receives its class's gradient [classes,
-// dim] times the class's weight.
+// dim] times the class's weight. nontemporal: past the caches where the rows start vectors.
 INNERLOOP_DECLARE(void class_means_backward(const float* gradient, const float* weights, const int64_t* labels,
-                                            int64_t samples, int64_t dim, int64_t first, int64_t last, float* out))
+                                            int64_t samples, int64_t dim, int64_t first, int64_t last, bool nontemporal,
+                                            float* out))
 INNERLOOP_DECLARE(void class_means_backward(const double* gradient, const double* weights, const int64_t* labels,
-                                            int64_t samples, int64_t dim, int64_t first, int64_t last, double* out))
+                                            int64_t samples, int64_t dim, int64_t first, int64_t last, bool nontemporal,
+                                            double* out))

@@ -15,9 +15,10 @@ INNERLOOP_DECLARE(void inner_products(const double* a, const double* b, int64_t 
                                       bool triangle, double* out, int64_t out_row))
 
 // out[i][r] = Σ_j coefficients[i][j] rows[j][r] for the given columns of rows and out, whose rows are `row` apart.
+// nontemporal: past the caches where the sums have the rows' type and the rows start vectors.
 INNERLOOP_DECLARE(void combine_rows(const float* coefficients, const float* rows, int64_t out_rows, int64_t in_rows,
-                                    int64_t columns, int64_t row, float* out))
+                                    int64_t columns, int64_t row, bool nontemporal, float* out))
 INNERLOOP_DECLARE(void combine_rows(const double* coefficients, const float* rows, int64_t out_rows, int64_t in_rows,
-                                    int64_t columns, int64_t row, float* out))
+                                    int64_t columns, int64_t row, bool nontemporal, float* out))
 INNERLOOP_DECLARE(void combine_rows(const double* coefficients, const double* rows, int64_t out_rows, int64_t in_rows,
-                                    int64_t columns, int64_t row, double* out))
+                                    int64_t columns, int64_t row, bool nontemporal, double* out))

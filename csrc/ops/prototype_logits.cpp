@@ -10,6 +10,7 @@
 #include "kernels/distance.h"
 #include "kernels/prototypes.h"
 #include "ops/checks.h"
+#include "ops/large_output.h"
 #include "ops/parallel.h"
 
 namespace innerloop {
@@ -166,6 +167,9 @@ std::tuple<Tensor, Tensor> prototype_logits_backward_cpu(Tensor gradient, std::o
   Tensor grad_support = torch::stable::new_empty(q, {n.tasks, samples, n.dim});
   Tensor grad_means = torch::stable::new_empty(q, {n.tasks, n.classes, n.dim});
   Tensor grad_queries = torch::stable::empty_like(q);
+  want_huge_pages(grad_support);
+  want_huge_pages(grad_queries);
+  const bool nontemporal = exceeds_caches(grad_queries);
   for_type(q, [&]<class T>(T) {
     const T* upstream = g.const_data_ptr<T>();
     const T* a = q.const_data_ptr<T>();
@@ -176,14 +180,15 @@ std::tuple<Tensor, Tensor> prototype_logits_backward_cpu(Tensor gradient, std::o
     T* to_queries = grad_queries.mutable_data_ptr<T>();
     T* to_means = grad_means.mutable_data_ptr<T>();
     T* to_support = grad_support.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.queries * n.classes, [&](int64_t t, int64_t first, int64_t last) {
+    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.queries * n.classes, [&](int64_t i, int64_t first, int64_t last) {
+      const int64_t t = n.tasks - 1 - i;  // the loss has read these queries last: they may still be in a cache
       const int64_t row = t * n.queries, mean = t * n.classes;
       const double by = (factor == nullptr ? 1 : static_cast<double>(factor[t])) * -1 / temperature;
       INNERLOOP_CALL(squared_distances_backward, upstream + row * n.classes, static_cast<T>(by), a + row * n.dim,
-                     b + mean * n.dim, n.queries, n.classes, n.dim, first, last, to_queries + row * n.dim,
+                     b + mean * n.dim, n.queries, n.classes, n.dim, first, last, nontemporal, to_queries + row * n.dim,
                      to_means + mean * n.dim);
       INNERLOOP_CALL(class_means_backward, to_means + mean * n.dim, weight + mean, label + t * samples, samples, n.dim,
-                     first, last, to_support + t * samples * n.dim);
+                     first, last, nontemporal, to_support + t * samples * n.dim);
     });
   });
   return {grad_support, grad_queries};

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "ops/checks.h"
+#include "ops/large_output.h"
 #include "ops/parallel.h"
 
 namespace innerloop {
@@ -50,6 +51,7 @@ Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
   const Tensor w = torch::stable::contiguous(weights);
   const Tensor y = checked_labels(labels, g, tasks, samples, classes);
   Tensor out = torch::stable::new_empty(g, {tasks, samples, dim});
+  const bool nontemporal = exceeds_caches(out);
   for_type(g, [&]<class T>(T) {
     const T* from = g.const_data_ptr<T>();
     const T* weight = w.const_data_ptr<T>();
@@ -58,7 +60,7 @@ Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
     torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         INNERLOOP_CALL(class_means_backward, from + t * classes * dim, weight + t * classes, label + t * samples,
-                       samples, dim, int64_t{0}, dim, to + t * samples * dim);
+                       samples, dim, int64_t{0}, dim, nontemporal, to + t * samples * dim);
       }
     });
   });

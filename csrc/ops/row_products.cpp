@@ -101,7 +101,8 @@ Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
   const Tensor c = torch::stable::contiguous(coefficients);
   const Tensor x = torch::stable::contiguous(rows);
   Tensor out = torch::stable::new_empty(x, {tasks, out_rows, dim});
-  want_huge_pages(out, out.numel() * out.element_size());
+  want_huge_pages(out);
+  const bool nontemporal = exceeds_caches(out);
   constexpr int64_t block = 3072;  // columns; a multiple of the kernels' tiles
   const int64_t blocks = (dim + block - 1) / block;
   for_types(float64, x, [&]<class A, class T>(A, T) {
@@ -112,7 +113,7 @@ Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t t = i / blocks, first = i % blocks * block;
         INNERLOOP_CALL(combine_rows, coefficient + t * out_rows * in_rows, from + t * in_rows * dim + first, out_rows,
-                       in_rows, std::min(block, dim - first), dim, to + t * out_rows * dim + first);
+                       in_rows, std::min(block, dim - first), dim, nontemporal, to + t * out_rows * dim + first);
       }
     });
   });

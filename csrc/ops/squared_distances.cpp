@@ -5,6 +5,7 @@
 
 #include "kernels/distance.h"
 #include "ops/checks.h"
+#include "ops/large_output.h"
 #include "ops/parallel.h"
 
 namespace innerloop {
@@ -64,6 +65,8 @@ std::tuple<Tensor, Tensor> squared_distances_backward_cpu(Tensor gradient, Tenso
   const Tensor p = torch::stable::contiguous(points);
   Tensor grad_queries = torch::stable::empty_like(q);
   Tensor grad_points = torch::stable::empty_like(p);
+  want_huge_pages(grad_queries);
+  const bool nontemporal = exceeds_caches(grad_queries);
   for_type(q, [&]<class T>(T) {
     const T* upstream = g.const_data_ptr<T>();
     const T* a = q.const_data_ptr<T>();
@@ -73,7 +76,8 @@ std::tuple<Tensor, Tensor> squared_distances_backward_cpu(Tensor gradient, Tenso
     for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.queries * n.points, [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.queries, point = t * n.points;
       INNERLOOP_CALL(squared_distances_backward, upstream + row * n.points, T(1), a + row * n.dim, b + point * n.dim,
-                     n.queries, n.points, n.dim, first, last, to_queries + row * n.dim, to_points + point * n.dim);
+                     n.queries, n.points, n.dim, first, last, nontemporal, to_queries + row * n.dim,
+                     to_points + point * n.dim);
     });
   });
   return {grad_queries, grad_points};
