@@ -1,7 +1,6 @@
 #include "engine/plan.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "engine/conv_block.h"
 #include "engine/first_block.h"
@@ -9,29 +8,6 @@
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
-
-std::vector<int> parameters_of(const Node& node) {
-  std::vector<int> found;
-  for (const int parameter : {node.weight, node.bias}) {
-    if (parameter >= 0) found.push_back(parameter);
-  }
-  return found;
-}
-
-std::vector<Step> plain_steps(const Program& program) {
-  std::vector<Step> steps;
-  for (size_t index = 0; index < program.nodes.size(); ++index) {
-    const Node& node = program.nodes[index];
-    Step step;
-    step.nodes = {static_cast<int>(index)};
-    step.inputs = node.inputs;
-    step.output = node.output;
-    step.parameters = parameters_of(node);
-    step.description = kind_name(node.kind);
-    steps.push_back(step);
-  }
-  return steps;
-}
 
 // A flatten of the samples takes no step: they are loaded as the vectors that they already are in torch's memory.
 void load_flat(const Program& program, Plan& plan) {
@@ -41,13 +17,6 @@ void load_flat(const Program& program, Plan& plan) {
   if (node.kind != Kind::flatten || node.output == program.output) return;
   plan.input = node.output;
   std::erase_if(plan.steps, [&](const Step& step) { return step.output == plan.input; });
-}
-
-// The node that reads a value, if it is the only one and of that kind; −1 otherwise.
-int only_consumer(const Program& program, int value, Kind kind) {
-  const std::vector<int> consumers = program.consumers(value);
-  if (consumers.size() != 1 || value == program.output) return -1;
-  return program.nodes[static_cast<size_t>(consumers[0])].kind == kind ? consumers[0] : -1;
 }
 
 bool halves(const Window& w) {
@@ -73,24 +42,12 @@ std::vector<int> block_at(const Program& program, int first) {
 
 // Brings the nodes of every block into one step.
 void fuse_blocks(const Program& program, std::vector<Step>& steps) {
-  std::vector<bool> absorbed(program.nodes.size(), false);
-  for (Step& step : steps) {
-    const std::vector<int> nodes = block_at(program, step.nodes[0]);
-    if (nodes.empty()) continue;
-    step.implementation = Implementation::conv_block;
-    step.nodes = nodes;
-    step.output = program.nodes[static_cast<size_t>(nodes.back())].output;
-    step.parameters.clear();
-    step.description.clear();
-    for (const int node : nodes) {
-      absorbed[static_cast<size_t>(node)] = node != nodes[0];
-      std::ranges::copy(parameters_of(program.nodes[static_cast<size_t>(node)]), std::back_inserter(step.parameters));
-      step.description +=
-          (node == nodes[0] ? "" : " + ") + std::string(kind_name(program.nodes[static_cast<size_t>(node)].kind));
-    }
-    step.description += ": one block";
-  }
-  std::erase_if(steps, [&](const Step& step) { return absorbed[static_cast<size_t>(step.nodes[0])]; });
+  fuse(
+      program, steps, [&](int first) { return block_at(program, first); },
+      [](Step& step) {
+        step.implementation = Implementation::conv_block;
+        step.description += ": one block";
+      });
 }
 
 bool reads_unpadded(Kind kind) {
@@ -132,38 +89,6 @@ PackedParameter packed_form(const Program& program, const std::vector<ValueLayou
     packed.taps = shape[1] * shape[2];
   }
   return packed;
-}
-
-// Which values move, which have tracked parameters above them, and where the two regions meet.
-template <class T>
-void analyse(Plan& plan, const Request<T>& request) {
-  const auto is_tracked = [&](int parameter) { return plan.tracked[static_cast<size_t>(parameter)]; };
-  plan.moves.assign(plan.values.size(), false);
-  plan.has_tracked.assign(plan.values.size(), false);
-  for (Step& step : plan.steps) {
-    step.adapted = std::ranges::any_of(step.parameters, [&](int p) { return request.is_adapted(p); });
-    step.tracked = std::ranges::any_of(step.parameters, is_tracked);
-    bool moves = step.adapted, has_tracked = step.tracked;
-    for (const int input : step.inputs) {
-      moves = moves || plan.moves[static_cast<size_t>(input)];
-      has_tracked = has_tracked || plan.has_tracked[static_cast<size_t>(input)];
-    }
-    step.moves = moves;
-    const bool has_statistics = std::ranges::any_of(step.nodes, [&](int node) {
-      return request.program->nodes[static_cast<size_t>(node)].kind == Kind::batch_norm;
-    });
-    plan.moving_statistics =
-        plan.moving_statistics || (moves && has_statistics && request.batch_norm == BatchNormMode::support);
-    plan.moves[static_cast<size_t>(step.output)] = moves;
-    plan.has_tracked[static_cast<size_t>(step.output)] = has_tracked;
-  }
-  for (size_t value = 0; value < plan.values.size(); ++value) {
-    if (plan.moves[value] || !plan.has_tracked[value]) continue;
-    const bool meets = std::ranges::any_of(plan.steps, [&](const Step& step) {
-      return step.moves && std::ranges::find(step.inputs, static_cast<int>(value)) != step.inputs.end();
-    });
-    if (meets || static_cast<int>(value) == request.program->output) plan.boundary.push_back(static_cast<int>(value));
-  }
 }
 
 template <class T>
@@ -256,10 +181,6 @@ Plan make_plan(const Request<T>& request) {
   plan.parameters.resize(program.parameters.size());
   for (PackedParameter& unread : plan.parameters) unread.offset = -1;
   plan.owners.assign(program.parameters.size(), -1);
-  for (size_t parameter = 0; parameter < program.parameters.size(); ++parameter) {
-    const bool wanted = !request.gradients.empty() && request.gradients[parameter] != nullptr;
-    plan.tracked.push_back(wanted || (request.wants_gradients() && request.is_adapted(static_cast<int>(parameter))));
-  }
   analyse(plan, request);
   use_low_rank(plan, request);
   pack_parameters<T>(plan, program);
@@ -289,16 +210,6 @@ std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Reque
     }
   }
   return layers;
-}
-
-std::string describe(const Plan& plan) {
-  std::string text;
-  for (const Step& step : plan.steps) {
-    text += step.description;
-    if (!step.moves) text += " (not adapted: once a task)";
-    text += "\n";
-  }
-  return text;
 }
 
 template Plan make_plan(const Request<float>&);

@@ -4,271 +4,42 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/request.h"
-#include "ops/checks.h"
+#include "ops/maml_call.h"
 #include "ops/task_parallel.h"
-#include "program/program.h"
 
 namespace innerloop {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
+struct Cpu {
+  static constexpr bool is_readable = true;
+  bool holds(const Tensor& tensor) const { return tensor.is_cpu(); }
+  const char* description() const { return "a CPU tensor"; }
 
-std::vector<int64_t> sizes_of(const Tensor& tensor, int64_t from = 0) {
-  std::vector<int64_t> sizes;
-  for (int64_t dim = from; dim < tensor.dim(); ++dim) sizes.push_back(tensor.size(dim));
-  return sizes;
-}
-
-// Zeros of a tensor's type. new_zeros would do, but looks itself up by name: a microsecond for each of many results.
-Tensor cpu_zeros(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * std::max<int64_t>(sizes[dim], 1);
-  int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
-  AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), type, aoti_torch_device_type_cpu(), 0, &made));
-  const Tensor tensor(made);
-  std::memset(tensor.mutable_data_ptr(), 0, static_cast<size_t>(tensor.numel()) * tensor.element_size());
-  return tensor;
-}
-
-// The arguments that maml and maml_adapt have in common.
-struct InnerLoopArguments {
-  std::vector<Tensor> parameters, rates, buffers;
-  std::vector<int64_t> program;
-  int64_t batch_norm, loss;
-  double label_smoothing;
-  int64_t steps;
-  std::vector<int64_t> paths;
+  // new_zeros would do, but looks itself up by name: a microsecond for each of many results.
+  Tensor zeros(const Tensor& like, const std::vector<int64_t>& sizes) const {
+    std::vector<int64_t> strides(sizes.size(), 1);
+    for (size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * std::max<int64_t>(sizes[dim], 1);
+    int32_t type = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+    AtenTensorHandle made = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                           strides.data(), type, aoti_torch_device_type_cpu(), 0,
+                                                           &made));
+    const Tensor tensor(made);
+    std::memset(tensor.mutable_data_ptr(), 0, static_cast<size_t>(tensor.numel()) * tensor.element_size());
+    return tensor;
+  }
 };
-
-struct SideArguments {
-  Tensor x, y;
-  MaybeTensor mask;
-};
-
-template <class T>
-const T* data_of(const Tensor& tensor) {
-  return tensor.const_data_ptr<T>();
-}
-
-Use checked_use(int64_t use) {
-  STD_TORCH_CHECK(use >= 0 && use <= 2, "paths must hold 0 (off), 1 (automatic) or 2 (forced)");
-  return static_cast<Use>(use);
-}
-
-// Checks every tensor, keeps contiguous copies alive, and makes the request that points into them.
-template <class T>
-class CheckedCall {
- public:
-  CheckedCall(const InnerLoopArguments& arguments, const SideArguments& support, const SideArguments* query) {
-    check_floating(support.x, "support_x");
-    STD_TORCH_CHECK(support.x.dim() >= 3 && support.x.size(0) >= 1, "support_x must be [T, samples, ...]");
-    request.tasks = support.x.size(0);
-    STD_TORCH_CHECK(arguments.steps >= 0 && arguments.steps <= 1'000'000, "steps must be 0 … 1,000,000");
-    request.steps = arguments.steps;
-    STD_TORCH_CHECK(arguments.batch_norm >= 0 && arguments.batch_norm <= 2, "bn must be 0, 1 or 2");
-    request.batch_norm = static_cast<BatchNormMode>(arguments.batch_norm);
-    STD_TORCH_CHECK(arguments.loss == 0 || arguments.loss == 1, "loss must be 0 or 1");
-    request.loss = static_cast<LossKind>(arguments.loss);
-    STD_TORCH_CHECK(arguments.label_smoothing >= 0 && arguments.label_smoothing <= 1,
-                    "label_smoothing must be between 0 and 1");
-    request.label_smoothing = static_cast<T>(arguments.label_smoothing);
-    read_paths(arguments.paths);
-    read_network(arguments, support.x);
-    read_rates(arguments);
-    read_side(support, "support", request.support);
-    if (query) read_side(*query, "query", request.query);
-    request.step_weights.assign(static_cast<size_t>(request.steps) + 1, T(0));
-    request.gradient_scale = T(1) / static_cast<T>(request.tasks);
-  }
-
-  // The direction of the next parameter; returns the tensor that the product will be in. Without elements: not wanted.
-  Tensor add_direction(const Tensor& vector) {
-    check_like_x(vector, "vectors");
-    if (vector.numel() == 0) {
-      request.directions.push_back(nullptr);
-      request.products.push_back(nullptr);
-      return cpu_zeros(vector, {0});
-    }
-    std::vector<int64_t> shape = program_.parameters[request.directions.size()];
-    shape.insert(shape.begin(), request.tasks);
-    STD_TORCH_CHECK(sizes_of(vector) == shape,
-                    "vectors must have the shapes of parameters with the tasks in front, or no elements");
-    const Tensor product = cpu_zeros(vector, shape);
-    request.directions.push_back(data_of<T>(keep(vector)));
-    request.products.push_back(product.mutable_data_ptr<T>());
-    return product;
-  }
-
-  int64_t outputs() const { return program_.values[static_cast<size_t>(program_.output)].channels; }
-
-  Request<T> request;
-
- private:
-  void read_paths(const std::vector<int64_t>& paths) {
-    STD_TORCH_CHECK(paths.size() == 5, "paths must have 5 entries");
-    request.paths = {checked_use(paths[0]), checked_use(paths[1]), checked_use(paths[2]), checked_use(paths[3]),
-                     checked_use(paths[4])};
-  }
-
-  const Tensor& keep(const Tensor& tensor) {
-    // Through the dispatcher only where there is something to copy: a call on small networks takes 0.1 ms.
-    kept_.push_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
-    return kept_.back();
-  }
-
-  void check_like_x(const Tensor& tensor, const char* name) const {
-    check_floating(tensor, name);
-    STD_TORCH_CHECK(tensor.scalar_type() == type_, name, " must have support_x's dtype");
-  }
-
-  void read_network(const InnerLoopArguments& arguments, const Tensor& x) {
-    type_ = x.scalar_type();
-    std::vector<std::vector<int64_t>> shapes;
-    for (const Tensor& parameter : arguments.parameters) {
-      check_like_x(parameter, "parameters");
-      shapes.push_back(sizes_of(parameter));
-    }
-    std::vector<int64_t> buffers;
-    for (const Tensor& buffer : arguments.buffers) {
-      check_like_x(buffer, "buffers");
-      check_dims(buffer, 1, "buffers");
-      buffers.push_back(buffer.size(0));
-    }
-    program_ = decode_program(arguments.program, sizes_of(x, 2), shapes, buffers, request.tasks);
-    request.program = &program_;
-    for (size_t p = 0; p < shapes.size(); ++p) {
-      request.parameters.push_back({data_of<T>(keep(arguments.parameters[p])), program_.per_task[p]});
-    }
-    for (const Tensor& buffer : arguments.buffers) request.buffers.push_back(data_of<T>(keep(buffer)));
-    if (request.batch_norm == BatchNormMode::running) {
-      for (const Node& node : program_.nodes) {
-        STD_TORCH_CHECK(node.kind != Kind::batch_norm || node.running_mean >= 0,
-                        "bn is running, but a batch_norm has no running statistics");
-      }
-    }
-  }
-
-  void read_rates(const InnerLoopArguments& arguments) {
-    STD_TORCH_CHECK(arguments.rates.size() == arguments.parameters.size(), "rates must be as many as parameters");
-    for (size_t p = 0; p < arguments.rates.size(); ++p) {
-      const Tensor& rate = arguments.rates[p];
-      check_like_x(rate, "rates");
-      check_dims(rate, 2, "rates");
-      if (rate.numel() == 0) {
-        request.rates.push_back({});
-        continue;
-      }
-      const int64_t size = program_.parameter_size(static_cast<int>(p));
-      STD_TORCH_CHECK(
-          (rate.size(0) == 1 || rate.size(0) == request.steps) && (rate.size(1) == 1 || rate.size(1) == size),
-          "rates must have shape [1 or steps, 1 or the parameter's size]");
-      request.rates.push_back({data_of<T>(keep(rate)), rate.size(0) > 1, rate.size(1) > 1});
-    }
-  }
-
-  void read_side(const SideArguments& side, const std::string& name, Samples<T>& to) {
-    check_like_x(side.x, (name + "_x").c_str());
-    const std::vector<int64_t> sample = sizes_of(side.x, 2);
-    STD_TORCH_CHECK(side.x.dim() >= 3 && side.x.size(0) == request.tasks && side.x.size(1) >= 1 &&
-                        (sample_.empty() || sample == sample_),
-                    name, "_x must be [T, samples, ...] with the tasks and the sample shape of support_x");
-    sample_ = sample;
-    to.count = side.x.size(1);
-    to.x = data_of<T>(keep(side.x));
-    read_mask(side, name, to);
-    const bool fits = side.y.dim() >= 2 && side.y.size(0) == request.tasks && side.y.size(1) == to.count;
-    STD_TORCH_CHECK(side.y.is_cpu() && fits, name, "_y must begin with the sizes that ", name, "_x begins with");
-    if (request.loss == LossKind::mse) {
-      check_like_x(side.y, (name + "_y").c_str());
-      STD_TORCH_CHECK(side.y.dim() == 3 && side.y.size(2) == outputs(), name, "_y must have shape [T, samples, ",
-                      outputs(), "], that of the model's outputs");
-      to.targets = data_of<T>(keep(side.y));
-    } else {
-      STD_TORCH_CHECK(side.y.scalar_type() == ScalarType::Long && side.y.dim() == 2, name,
-                      "_y must hold int64 labels [T, samples]");
-      to.labels = data_of<int64_t>(keep(side.y));
-      for (int64_t i = 0; i < request.tasks * to.count; ++i) {
-        STD_TORCH_CHECK((to.mask && !to.mask[i]) || (to.labels[i] >= 0 && to.labels[i] < outputs()), name,
-                        "_y holds the label ", to.labels[i], ", expected 0 … ", outputs() - 1, ": the model has ",
-                        outputs(), " outputs");
-      }
-    }
-  }
-
-  void read_mask(const SideArguments& side, const std::string& name, Samples<T>& to) {
-    if (!side.mask) return;
-    const Tensor& mask = *side.mask;
-    STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == ScalarType::Bool && mask.dim() == 2 &&
-                        mask.size(0) == request.tasks && mask.size(1) == to.count,
-                    name, "_mask must be bool [T, samples]");
-    to.mask = data_of<bool>(keep(mask));
-    for (int64_t task = 0; task < request.tasks; ++task) {
-      const bool* row = to.mask + task * to.count;
-      STD_TORCH_CHECK(std::find(row, row + to.count, true) != row + to.count, name, "_mask leaves task ", task,
-                      " without a valid sample");
-    }
-  }
-
-  Program program_;
-  ScalarType type_{};
-  std::vector<int64_t> sample_;
-  std::vector<Tensor> kept_;
-};
-
-// Calls work with a CheckedCall of the tensors' type.
-template <class Work>
-void with_call(const InnerLoopArguments& arguments, const SideArguments& support, const SideArguments* query,
-               const Work& work) {
-  for_type(support.x, [&]<class T>(T) {
-    CheckedCall<T> call(arguments, support, query);
-    work(call);
-  });
-}
 
 template <class T>
 std::unique_ptr<Engine<T>> engine_for(const Request<T>& request) {
   return INNERLOOP_CALL(make_engine, request);
-}
-
-// What maml alone takes.
-struct MetaArguments {
-  std::vector<double> step_weights;
-  double support_weight;
-  bool first_order;
-};
-
-template <class T>
-void read_meta(const MetaArguments& meta, Request<T>& request) {
-  STD_TORCH_CHECK(meta.step_weights.size() == request.step_weights.size(), "step_weights must have steps + 1 entries");
-  for (size_t k = 0; k < meta.step_weights.size(); ++k) request.step_weights[k] = static_cast<T>(meta.step_weights[k]);
-  request.support_weight = static_cast<T>(meta.support_weight);
-  request.first_order = meta.first_order;
-}
-
-// Makes the tensors that gradients go to and has the request point into them; a 0-element tensor where none is wanted.
-template <class T>
-void add_gradients(const std::vector<Tensor>& like, const std::vector<bool>& wanted, std::vector<Tensor>& results,
-                   std::vector<T*>& pointers) {
-  for (size_t i = 0; i < like.size(); ++i) {
-    if (wanted[i]) {
-      results.push_back(cpu_zeros(like[i], sizes_of(like[i])));
-      pointers.push_back(results.back().mutable_data_ptr<T>());
-    } else {
-      results.push_back(cpu_zeros(like[i], {0}));
-      pointers.push_back(nullptr);
-    }
-  }
 }
 
 std::vector<Tensor> maml_cpu(std::vector<Tensor> parameters, std::vector<Tensor> rates, std::vector<Tensor> buffers,
@@ -277,78 +48,33 @@ std::vector<Tensor> maml_cpu(std::vector<Tensor> parameters, std::vector<Tensor>
                              int64_t loss, double label_smoothing, int64_t steps, std::vector<double> step_weights,
                              double support_weight, bool first_order, std::vector<bool> needs_gradient,
                              bool rate_gradients, std::vector<int64_t> paths) {
-  const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths};
-  const SideArguments support{support_x, support_y, support_mask}, query{query_x, query_y, query_mask};
-  STD_TORCH_CHECK(needs_gradient.size() == parameters.size(), "needs_gradient must be as long as parameters");
-  std::vector<Tensor> results;
-  with_call(arguments, support, &query, [&]<class T>(CheckedCall<T>& call) {
-    Request<T>& request = call.request;
-    read_meta<T>({step_weights, support_weight, first_order}, request);
-    results.push_back(cpu_zeros(support_x, {}));
-    results.push_back(cpu_zeros(support_x, {request.tasks}));
-    results.push_back(cpu_zeros(support_x, {request.tasks, request.query.count, call.outputs()}));
-    request.task_losses = results[1].mutable_data_ptr<T>();
-    request.logits = results[2].mutable_data_ptr<T>();
-    const bool any = std::ranges::find(needs_gradient, true) != needs_gradient.end();
-    std::vector<T*> gradients, for_rates;
-    add_gradients(parameters, needs_gradient, results, gradients);
-    if (any) request.gradients = gradients;
-    if (rate_gradients) {
-      std::vector<bool> learned;
-      for (const Tensor& rate : rates) learned.push_back(rate.numel() > 0);
-      add_gradients(rates, learned, results, for_rates);
-      request.rate_gradients = for_rates;
-    }
-    run_in_parallel(*engine_for(request));
-    const double sum = std::accumulate(request.task_losses, request.task_losses + request.tasks, 0.0);
-    *results[0].mutable_data_ptr<T>() = static_cast<T>(sum / static_cast<double>(request.tasks));
-  });
-  return results;
+  return maml_results(Cpu{}, {parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths},
+                      {support_x, support_y, support_mask}, {query_x, query_y, query_mask},
+                      {step_weights, support_weight, first_order, needs_gradient, rate_gradients},
+                      [&]<class T>(const Request<T>& request, T* mean_loss) {
+                        run_in_parallel(*engine_for(request));
+                        const double sum =
+                            std::accumulate(request.task_losses, request.task_losses + request.tasks, 0.0);
+                        *mean_loss = static_cast<T>(sum / static_cast<double>(request.tasks));
+                      });
 }
 
 std::vector<Tensor> maml_adapt_cpu(std::vector<Tensor> parameters, std::vector<Tensor> rates,
                                    std::vector<Tensor> buffers, Tensor support_x, Tensor support_y,
                                    MaybeTensor support_mask, std::vector<int64_t> program, int64_t bn, int64_t loss,
                                    double label_smoothing, int64_t steps, double proximal, std::vector<int64_t> paths) {
-  const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths};
-  STD_TORCH_CHECK(std::isfinite(proximal), "proximal must be finite");
-  std::vector<Tensor> results;
-  with_call(arguments, {support_x, support_y, support_mask}, nullptr, [&]<class T>(CheckedCall<T>& call) {
-    Request<T>& request = call.request;
-    request.proximal = static_cast<T>(proximal);
-    for (size_t p = 0; p < parameters.size(); ++p) {
-      if (!request.is_adapted(static_cast<int>(p))) {
-        results.push_back(cpu_zeros(parameters[p], {0}));
-        request.adapted.push_back(nullptr);
-        continue;
-      }
-      std::vector<int64_t> shape = request.program->parameters[p];
-      shape.insert(shape.begin(), request.tasks);
-      results.push_back(cpu_zeros(parameters[p], shape));
-      request.adapted.push_back(results.back().mutable_data_ptr<T>());
-    }
-    run_in_parallel(*engine_for(request));
-  });
-  return results;
+  return adapt_results(Cpu{}, {parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths},
+                       {support_x, support_y, support_mask}, proximal,
+                       [](const auto& request) { run_in_parallel(*engine_for(request)); });
 }
 
 std::vector<Tensor> hessian_vector_product_cpu(std::vector<Tensor> parameters, std::vector<Tensor> vectors,
                                                std::vector<Tensor> buffers, Tensor support_x, Tensor support_y,
                                                MaybeTensor support_mask, std::vector<int64_t> program, int64_t bn,
                                                int64_t loss, double label_smoothing, std::vector<int64_t> paths) {
-  STD_TORCH_CHECK(vectors.size() == parameters.size(), "vectors must be as many as parameters");
-  check_floating(support_x, "support_x");
-  // To the engine, what the Hessian is of is what an inner loop adapts; α itself is not read.
-  const Tensor some_rate = cpu_zeros(support_x, {1, 1}), no_rate = cpu_zeros(support_x, {0, 0});
-  std::vector<Tensor> rates;
-  for (const Tensor& vector : vectors) rates.push_back(vector.numel() > 0 ? some_rate : no_rate);
-  const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, 0, paths};
-  std::vector<Tensor> results;
-  with_call(arguments, {support_x, support_y, support_mask}, nullptr, [&]<class T>(CheckedCall<T>& call) {
-    for (const Tensor& vector : vectors) results.push_back(call.add_direction(vector));
-    if (!results.empty()) run_in_parallel(*engine_for(call.request));
-  });
-  return results;
+  return product_results(Cpu{}, {parameters, {}, buffers, program, bn, loss, label_smoothing, 0, paths}, vectors,
+                         {support_x, support_y, support_mask},
+                         [](const auto& request) { run_in_parallel(*engine_for(request)); });
 }
 
 std::string maml_plan_cpu(std::vector<Tensor> parameters, std::vector<Tensor> rates, std::vector<Tensor> buffers,
@@ -359,8 +85,8 @@ std::string maml_plan_cpu(std::vector<Tensor> parameters, std::vector<Tensor> ra
   const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths};
   const SideArguments support{support_x, support_y, support_mask}, query{query_x, query_y, query_mask};
   std::string text;
-  with_call(arguments, support, &query, [&]<class T>(CheckedCall<T>& call) {
-    read_meta<T>({step_weights, support_weight, first_order}, call.request);
+  with_call(Cpu{}, arguments, support, &query, [&]<class T>(CheckedCall<T, Cpu>& call) {
+    read_meta({step_weights, support_weight, first_order, {}, false}, call.request);
     // As a training step would run: with a gradient for every parameter.
     T nowhere = 0;
     call.request.gradients.assign(parameters.size(), &nowhere);
