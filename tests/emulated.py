@@ -48,7 +48,7 @@ def compile_program(source: Path, flavour: str, *definitions: str) -> Path:
 def build(flavour: str = "fibers", sources: tuple[Path, ...] | None = None) -> Path:
     """The library of the CUDA sources, all of them by default. Files that have not changed are not compiled again."""
     name = "library" if sources is None else "_".join(source.stem for source in sources)
-    sources = sources or tuple(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
+    sources = sources or tuple(sorted([*(ROOT / "csrc/cuda").rglob("*.cu"), *(ROOT / "csrc/program").glob("*.cpp")]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(partial(_compiled, flavour), sources))
     command = [*compiler(), *_flags(flavour), "-shared", *map(str, objects), *_libtorch(), "-pthread"]

@@ -54,10 +54,12 @@ def test_every_op_under_sanitizers(flavour: str) -> None:
     assert done.stdout == f"{len(emulated.operators())} ops\n"
 
 
-def run_under_sanitizer(flavour: str, library: Path) -> subprocess.CompletedProcess[str]:
+def run_under_sanitizer(
+    flavour: str, library: Path, main: Path = Path(emulated.__file__)
+) -> subprocess.CompletedProcess[str]:
     compiler = emulated.compiler()[-1]
     names = ["libtsan.so"] if flavour == "tsan" else ["libasan.so", "libubsan.so"]
     paths = [subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() for name in names]
     environment = {**os.environ, "LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": "detect_leaks=0"}
-    program = [sys.executable, emulated.__file__, str(library)]
+    program = [sys.executable, str(main), str(library)]
     return subprocess.run(program, env=environment, capture_output=True, text=True)

@@ -53,12 +53,14 @@ class Device {
 #if defined(__CUDACC__)
   explicit Device(const torch::stable::Tensor& tensor)
       : guard_(tensor.get_device_index()),
+        place_(tensor.device()),
         stream_(static_cast<cudaStream_t>(
             torch::stable::accelerator::getCurrentStream(tensor.get_device_index()).nativeHandle())) {}
 #else
-  explicit Device(const torch::stable::Tensor&) : stream_(nullptr) {}
+  explicit Device(const torch::stable::Tensor& tensor) : place_(tensor.device()), stream_(nullptr) {}
 #endif
 
+  torch::stable::Device place() const { return place_; }
   cudaStream_t stream() const { return stream_; }
 
   // Starts a kernel on the stream; op is for the error message. A grid without blocks is no launch.
@@ -78,6 +80,7 @@ class Device {
 #if defined(__CUDACC__)
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
+  torch::stable::Device place_;
   cudaStream_t stream_;
 };
 

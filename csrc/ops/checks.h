@@ -16,12 +16,20 @@ using torch::stable::Tensor;
 
 // The kernels of csrc/cuda are for CUDA tensors where nvcc compiles them (see cuda/launch.h), all others for CPU
 // tensors.
-inline void check_device(const Tensor& tensor, const char* name) {
 #if defined(__CUDACC__)
-  STD_TORCH_CHECK(tensor.is_cuda(), name, " must be a CUDA tensor");
+constexpr const char* device_name = "CUDA";
+inline bool is_on_device(const Tensor& tensor) {
+  return tensor.is_cuda();
+}
 #else
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be a CPU tensor");
+constexpr const char* device_name = "CPU";
+inline bool is_on_device(const Tensor& tensor) {
+  return tensor.is_cpu();
+}
 #endif
+
+inline void check_device(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(is_on_device(tensor), name, " must be a ", device_name, " tensor");
 }
 
 inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name) {

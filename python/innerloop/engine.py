@@ -19,6 +19,7 @@ from innerloop.losses import Loss, accuracy_per_task
 from innerloop.lowering import Lowered, lowered
 from innerloop.ops import maml as native
 from innerloop.ops._differentiable import transforms_active
+from innerloop.ops.checks import has_kernel
 from innerloop.registry import nearest
 from innerloop.tasks import TaskBatch
 
@@ -285,9 +286,11 @@ def _native_call(
         torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
         network = network._replace(parameters=[parameters[name] for name in network.names])
     reason = network.problem or _why_not_native(network, tasks, inner, all_ways)
+    if reason is not None and engine == "native":
+        raise ValueError(f"engine is 'native', but {reason}")
+    if reason is None and engine == "auto":
+        reason = why_not_unasked(tasks)
     if reason is not None:
-        if engine == "native":
-            raise ValueError(f"engine is 'native', but {reason}")
         _tell(model, reason)
         return None
     kept = network.memory.get(id(inner))
@@ -310,6 +313,13 @@ def why_not_native(model: nn.Module, tasks: TaskBatch, inner: InnerLoop) -> str 
     """What keeps the native engine from computing what the torch engine would; None: nothing."""
     network = _network(model, tasks)
     return network.problem or _why_not_native(network, tasks, inner)
+
+
+def why_not_unasked(tasks: TaskBatch) -> str | None:
+    """Why engine="auto" leaves tasks that the native engine could compute to the torch engine; None: it does not."""
+    if tasks.device.type != "cuda":
+        return None
+    return f"tasks are on {tasks.device}, and its CUDA form has not been run on a GPU yet: engine='native' runs it"
 
 
 def _tell(model: nn.Module, reason: str) -> None:
@@ -381,8 +391,10 @@ def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop, all_w
     all_ways: every output of the head must be some sample's class, as the meta-loss asks and an adaptation does not.
     """
     x = tasks.support_x
-    if x.device.type != "cpu":
-        return f"tasks are on {x.device}, and it computes on the CPU"
+    if x.device.type not in ("cpu", "cuda"):
+        return f"tasks are on {x.device}, and it computes on the CPU and on CUDA"
+    if not has_kernel("maml", x):
+        return f"tasks are on {x.device}, and this installation has no CUDA library"
     if x.dtype not in (torch.float32, torch.float64):
         return f"tasks have dtype {x.dtype}, and it computes in float32 and float64"
     for parameter in network.parameters:
@@ -416,7 +428,7 @@ def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop, all_w
         return (
             "a torch.func transform or forward-mode differentiation is active, and it has gradients by backward() only"
         )
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(x.device.type):
         return "autocast is enabled, and it computes in one dtype"
     return None
 

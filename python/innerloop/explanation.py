@@ -60,6 +60,9 @@ def explanation(
     reason = engine.why_not_native(model, tasks, inner)
     if reason is not None:
         return "\n\n".join([*parts, f"The torch engine computes these tasks: {reason}"])
+    unasked = engine.why_not_unasked(tasks)
+    if unasked is not None:
+        parts.append(f'engine="auto" computes with the torch engine: {unasked}.')
     support, query = tasks.support_x.shape[1], tasks.query_x.shape[1]
     sample = tuple(tasks.support_x.shape[2:])
     cost = program.cost(sample, support, query, inner_steps)

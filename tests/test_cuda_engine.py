@@ -1,0 +1,299 @@
+"""The engine on CUDA, emulated and on a GPU where there is one, against the torch engine on the CPU in float64: the
+nets and inner loops of test_engine_layers.py and the drawn cases of test_native_engine.py."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+import emulated
+import innerloop
+from innerloop import TaskBatch, _library, engine, torch_engine
+from innerloop.explanation import explanation
+from innerloop.inner_loop import InnerLoop
+from innerloop.ops import maml as native
+from nets import make, make_tasks, ragged
+from test_emulation import run_under_sanitizer
+from test_engine_layers import (
+    MODES,
+    NETS,
+    PER_STEP,
+    PLAIN,
+    SETTINGS,
+    SPECIALISED,
+    Net,
+    Outcome,
+    Settings,
+    assert_same,
+    by_native,
+    by_torch,
+    inner_loop,
+    on_images,
+    tensors_of,
+)
+from test_native_engine import COMMON, Case, assert_agree, cases
+
+# What a layer does: two derivatives with every kind of weight and α, masks, and what a part that is not adapted needs.
+FOR_EVERY_LAYER = ["3 steps, all losses", "2 steps, masks", "head alone adapted"]
+# What the executor does, on nets that together have every kind of parameter, branch and statistic.
+EVERY_SETTING = {**SETTINGS, **MODES}
+FOR_EVERY_SETTING = ["linear, three in a row", "two convolution blocks", "add: a residual", "batch_norm on vectors"]
+
+
+def on_device(model: nn.Module, settings: Settings, tasks: TaskBatch, device: str, paths: tuple[int, ...]) -> Outcome:
+    """What the native engine computes there, on the CPU again."""
+    moved = model.to(device)
+    parameters = {name: value.detach().to(device) for name, value in tensors_of(model, settings, len(tasks)).items()}
+    for value in parameters.values():
+        value.requires_grad_()
+    outcome = by_native(moved, parameters, tasks.to(device), inner_loop(moved, settings), paths)
+    return {name: value.detach().cpu() for name, value in outcome.items()}
+
+
+def expected_and_actual(net: Net, settings: Settings, device: str, paths: tuple[int, ...]) -> tuple[Outcome, Outcome]:
+    module, shape = net
+    model = make(module)
+    tasks = make_tasks(shape, tasks=settings.get("tasks", 2), out=3 if settings.get("regression") else None)
+    if settings.get("ragged"):
+        tasks = ragged(tasks)
+    expected = by_torch(model, tensors_of(model, settings, len(tasks)), tasks, inner_loop(model, settings))
+    return expected, on_device(model, settings, tasks, device, paths)
+
+
+def check(net: Net, settings: Settings, device: str, paths: tuple[int, ...] = SPECIALISED) -> None:
+    expected, actual = expected_and_actual(net, settings, device, paths)
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("setting", FOR_EVERY_LAYER)
+@pytest.mark.parametrize("net", NETS)
+def test_a_layer_computes_what_the_torch_engine_does(net: str, setting: str, kernels: str) -> None:
+    check(NETS[net], SETTINGS[setting], kernels)
+
+
+@pytest.mark.parametrize("setting", EVERY_SETTING)
+@pytest.mark.parametrize("net", FOR_EVERY_SETTING)
+def test_an_inner_loop_computes_what_the_torch_engine_does(net: str, setting: str, kernels: str) -> None:
+    check(NETS[net], EVERY_SETTING[setting], kernels)
+
+
+@pytest.mark.parametrize("setting", ["3 steps, all losses", "2 steps, masks", "2 steps, masks, bn support"])
+def test_batch_norm_relu_and_pool_apart_compute_the_same(setting: str, kernels: str) -> None:
+    check(NETS["two convolution blocks"], EVERY_SETTING[setting], kernels, PLAIN)
+
+
+BEHIND_BATCH_NORM = {
+    "relu": [nn.ReLU()],
+    "relu and a pool that leaves a rest": [nn.ReLU(), nn.MaxPool2d(4)],
+    "relu and a pool of 3 × 2": [nn.ReLU(), nn.MaxPool2d((3, 2))],
+    "relu and an overlapping pool": [nn.ReLU(), nn.MaxPool2d(3, 2, 1)],
+    "a pool": [nn.MaxPool2d(2)],
+}
+
+
+@pytest.mark.parametrize("setting", ["3 steps, all losses", "2 steps, masks, bn support"])
+@pytest.mark.parametrize("behind", BEHIND_BATCH_NORM)
+def test_what_stands_behind_batch_norm(behind: str, setting: str, kernels: str) -> None:
+    net = (lambda: on_images(nn.BatchNorm2d(3), *BEHIND_BATCH_NORM[behind])), (2, 7, 6)
+    check(net, EVERY_SETTING[setting], kernels)
+
+
+@pytest.fixture
+def emulation() -> Iterator[None]:
+    with emulated.in_place_of_cpu_ops(emulated.operators()):
+        yield
+
+
+@settings(COMMON, max_examples=25)
+@given(case=cases())
+def test_drawn_cases(case: Case, emulation: None) -> None:
+    assert_agree(case)
+
+
+def test_float32(kernels: str) -> None:
+    settings = {"steps": 2, "w": [0.5, 1.0, 2.0], "u": 0.7, "α": PER_STEP}
+    module, shape = NETS["gelu by erf"]
+    model, tasks = make(module), make_tasks(shape, tasks=2)
+    expected = by_torch(model, tensors_of(model, settings, 2), tasks, inner_loop(model, settings))
+    single = on_device(model.float(), settings, tasks.to(torch.float32), kernels, SPECIALISED)
+    assert_same({name: value.double() for name, value in single.items()}, expected, tolerance=1e-3)
+
+
+def test_the_same_bits_every_time(kernels: str) -> None:
+    first, second = (
+        expected_and_actual(NETS["two convolution blocks"], SETTINGS["2 steps, masks"], kernels, SPECIALISED)[1]
+        for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- chunks of tasks, and memory --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4])
+def test_task_chunk_changes_nothing(chunk: int, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INNERLOOP_TASK_CHUNK", str(chunk))
+    for setting in ("2 steps, masks", "own parameters for each task"):
+        check(NETS["two convolution blocks"], {**SETTINGS[setting], "tasks": 3}, kernels)
+
+
+@pytest.mark.parametrize("chunk", ["0", "-1", "many", "2.5"])
+def test_a_task_chunk_that_is_none_is_refused(chunk: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INNERLOOP_TASK_CHUNK", chunk)
+    with pytest.raises(RuntimeError, match=f"INNERLOOP_TASK_CHUNK is '{re.escape(chunk)}', expected a positive number"):
+        check(NETS["linear"], SETTINGS["1 step"], kernels)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """An allocation of more than 64 GiB fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_without_memory_the_error_names_a_task_chunk_that_fits(emulation: None, little_memory: None) -> None:
+    """The emulated device says that 1 GiB is free."""
+    model = make(lambda: nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 3)))
+    with pytest.raises(RuntimeError, match="out of memory: 500 tasks at once need") as raised:
+        innerloop.maml_loss(model, make_tasks((6,), tasks=500), inner_lr=0.01, inner_steps=500, engine="native")
+    found = re.search(r"need (\d+) bytes, and (\d+) are free: INNERLOOP_TASK_CHUNK=(\d+) would fit", str(raised.value))
+    assert found is not None
+    asked, free, chunk = (int(group) for group in found.groups())
+    assert asked > 64 << 30
+    assert free == 1 << 30
+    assert chunk * asked / 500 <= free < (chunk + 1.1) * asked / 500
+
+
+# --- what else the engine offers --------------------------------------------------------------------
+
+
+def test_adaptation_and_hessian_vector_products(kernels: str) -> None:
+    module, shape = NETS["two convolution blocks"]
+    model, tasks = make(module), make_tasks(shape)
+    inner = InnerLoop.create(model, inner_lr=0.1, inner_steps=2)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    vectors = {name: torch.randn(3, *value.shape, dtype=value.dtype) for name, value in parameters.items()}
+    expected = [
+        torch_engine.adapt_tasks(model, parameters, tasks, inner, 0.0),
+        torch_engine.adapt_tasks(model, parameters, tasks, inner, 0.3),
+        torch_engine.hessian_vector_products(model, parameters, tasks, vectors, inner),
+    ]
+    model, tasks = model.to(kernels), tasks.to(kernels)
+    inner = InnerLoop.create(model, inner_lr=0.1, inner_steps=2)
+    vectors = {name: value.to(kernels) for name, value in vectors.items()}
+    actual = [
+        engine.adapt_tasks(model, tasks, inner, engine="native"),
+        engine.adapt_tasks(model, tasks, inner, engine="native", proximal=0.3),
+        engine.hessian_vector_products(model, tasks, vectors, inner, engine="native"),
+    ]
+    for found, wanted in zip(actual, expected, strict=True):
+        assert_same({name: found[name].cpu() for name in wanted}, wanted)
+
+
+def test_explain_names_the_layers(kernels: str) -> None:
+    module, shape = NETS["two convolution blocks"]
+    text = explanation(make(module).to(kernels), tasks=make_tasks(shape).to(kernels))
+    assert "batch_norm + relu + max_pool: one layer\n" in text
+
+
+def test_a_label_without_an_output_makes_the_loss_nan(emulation: None) -> None:
+    """The op does not wait for the GPU to look at labels; TaskBatch has done that before."""
+    model, tasks = make(lambda: nn.Linear(6, 3)), make_tasks((6,))
+    call = engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.1))
+    tasks.query_y[1, 2] = 3
+    loss, task_losses, _ = native.maml(*call)
+    assert loss.isnan()
+    assert task_losses.isnan().tolist() == [False, True, False]
+
+
+# --- which engine runs tasks on CUDA ------------------------------------------------------------------
+
+
+def on_cuda(tasks: TaskBatch) -> TaskBatch:
+    """Tasks that say they are on CUDA, on any machine."""
+    with FakeTensorMode():
+        object.__setattr__(tasks, "support_x", torch.empty(tasks.support_x.shape, dtype=torch.float64, device="cuda"))
+    return tasks
+
+
+def test_auto_leaves_cuda_to_the_torch_engine_and_explain_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tasks = make(lambda: nn.Linear(6, 3)), make_tasks((6,))
+    assert engine.why_not_unasked(tasks) is None
+    reason = "tasks are on cuda:0, and its CUDA form has not been run on a GPU yet"
+    assert str(engine.why_not_unasked(on_cuda(tasks))).startswith(reason)
+    monkeypatch.setattr(engine, "why_not_native", lambda *_: None)
+    monkeypatch.setattr(native, "plan", lambda *_: "linear")
+    monkeypatch.setattr(engine, "native_call", lambda *_: ())
+    assert f'engine="auto" computes with the torch engine: {reason}' in explanation(model, tasks=tasks)
+
+
+@pytest.mark.skipif(_library.cuda_loaded, reason="the CUDA library is here")
+def test_without_the_cuda_library_native_says_so() -> None:
+    model, tasks = make(lambda: nn.Linear(6, 3)), on_cuda(make_tasks((6,)))
+    reason = engine.why_not_native(model, tasks, InnerLoop.create(model, inner_lr=0.1))
+    assert reason == "tasks are on cuda:0, and this installation has no CUDA library"
+
+
+# --- a GPU alone ------------------------------------------------------------------------------------
+
+
+def test_a_step_is_captured_in_a_cuda_graph(cuda: torch.device) -> None:
+    module, shape = NETS["two convolution blocks"]
+    model, tasks = make(module).to(cuda), make_tasks(shape).to(cuda)
+
+    def step() -> list[Tensor]:
+        loss = innerloop.maml_loss(model, tasks, inner_lr=0.1, inner_steps=2, engine="native")
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        expected = step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        actual = step()
+    graph.replay()
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+# --- under sanitizers -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["tsan", "asan"])
+def test_the_engine_under_sanitizers(flavour: str) -> None:
+    done = run_under_sanitizer(flavour, emulated.build(flavour), Path(__file__))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "the engines agree\n"
+
+
+def main(library: str) -> None:
+    """A few cases on the kernels of a library, for a process that a sanitizer watches."""
+    with emulated.in_place_of_cpu_ops(emulated.load(Path(library))):
+        for net in (
+            "two convolution blocks",
+            "max_pool, overlapping, padded",
+            "avg_pool, overlapping, padding counts",
+            "group_norm, two groups of many channels",
+            "layer_norm on images",
+        ):
+            check(NETS[net], SETTINGS["2 steps, masks"], "cpu")
+        check(NETS["linear"], SETTINGS["3 steps, all losses"], "cpu")
+    print("the engines agree")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
