@@ -439,9 +439,9 @@ def main() -> None:
             rows = compare_learned(name, arguments.processes) if learned else compare_rivals(name, arguments.optimizers)
             found = {"optimizers": rows}
         results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"problems": {}}
-        results["machine"] = machine.describe()
-        results["date"] = datetime.now(timezone.utc).date().isoformat()
-        entry = results["problems"].setdefault(name, {"title": problem.title, "optimizers": {}})
+        entry = results["problems"].setdefault(name, {"optimizers": {}})
+        entry["title"], entry["machine"] = problem.title, machine.describe()
+        entry["date"] = datetime.now(timezone.utc).date().isoformat()
         entry["training"] = asdict(problem.training)
         entry["tasks"], entry["tuning_tasks"], entry["horizon"] = problem.test_tasks, TUNING_TASKS, HORIZON
         entry["optimizers"] |= found.pop("optimizers", {})

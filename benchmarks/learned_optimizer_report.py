@@ -148,7 +148,6 @@ def number(value: float | None) -> str:
 
 
 def speed_section(results: dict[str, Any]) -> list[str]:
-    m = results["machine"]
     lines = [
         "## Training speed",
         "",
@@ -158,21 +157,23 @@ def speed_section(results: dict[str, Any]) -> list[str]:
         "checked first in float64. float32, one thread, CPU time, medians; the two take turns in one process, and × is",
         "the ratio within a turn.",
         "",
-        "| | coordinates | innerloop, ms | torch, ms | × (least–most) |",
-        "|---|---|---|---|---|",
+        "| | coordinates | innerloop, ms | torch, ms | × (least–most) | vectors |",
+        "|---|---|---|---|---|---|",
     ]
     for problem in results["problems"].values():
         s = problem["speed"]
         ms, ratio = s["milliseconds"], s["ratio"]
         lines.append(
             f"| {problem['title']} | {s['coordinates']:,} | {ms['innerloop']:,.0f} | {ms['torch']:,.0f} | "
-            f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) |"
+            f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) | {problem['machine']['instruction_set']} |"
         )
     lines += [
         "",
-        f"Machine: {m['cores']} cores of an {m['processor']}, {m['instruction_set']}; one core reaches "
-        f"{m['fma_gflops']:.0f} GFLOP/s in fused multiply-adds. Python {m['python']}, torch {m['torch']}, innerloop "
-        f"{m['innerloop']}; {results['date']}. To repeat it:",
+        "Times, here and of the trainings above, are of one core of a machine each that had other work to do:",
+        "",
+        *dict.fromkeys(map(machine_line, results["problems"].values())),
+        "",
+        "To repeat it:",
         "",
         "    for what in train rivals learned speed; do",
         "        .venv/bin/python benchmarks/learned_optimizer.py $what",
@@ -181,6 +182,14 @@ def speed_section(results: dict[str, Any]) -> list[str]:
         "",
     ]
     return lines
+
+
+def machine_line(problem: dict[str, Any]) -> str:
+    m = problem["machine"]
+    return (
+        f"- {m['processor']}, {m['instruction_set']}, {m['fma_gflops']:.0f} GFLOP/s in fused multiply-adds a core; "
+        f"Python {m['python']}, torch {m['torch']}, innerloop {m['innerloop']}; {problem['date']}"
+    )
 
 
 if __name__ == "__main__":
