@@ -109,9 +109,9 @@ def figure_section(results: dict[str, Any]) -> list[str]:
         "of all 100, the cross-entropy, and of the quadratics ‖Wθ − y‖².",
         "",
         "At the horizon trained for the LSTM is below tuned Adam on all three, the quadratics' two intervals touching;",
-        "at twice that on both nets. On the convolutional net it overtakes Adam late, and at the horizon more than a",
-        "quarter of its tasks are still above Adam's. L-BFGS is below all where gradients are exact, on the quadratics;",
-        "on minibatches the pairs that it learns curvature from belong to different losses.",
+        "at twice that on both nets. On the convolutional net it overtakes Adam late: at the horizon a quarter of its",
+        "tasks are still above most of Adam's. L-BFGS is below all where gradients are exact, on the quadratics; on",
+        "minibatches the pairs that it learns curvature from belong to different losses.",
         "",
     ]
     for name, problem in results["problems"].items():
