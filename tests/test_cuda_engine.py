@@ -26,6 +26,7 @@ from test_emulation import run_under_sanitizer
 from test_engine_layers import (
     MODES,
     NETS,
+    PER_ELEMENT,
     PER_STEP,
     PLAIN,
     SETTINGS,
@@ -280,18 +281,20 @@ def test_the_engine_under_sanitizers(flavour: str) -> None:
     assert done.stdout == "the engines agree\n"
 
 
+def every_layer() -> nn.Module:
+    """As small as can be: a sanitizer watches a thread for each CUDA thread."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2), nn.Tanh(), nn.MaxPool2d(2, 1, 1), nn.AvgPool2d(2, 1, 1)),
+        *(nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 3)),
+    )
+
+
 def main(library: str) -> None:
-    """A few cases on the kernels of a library, for a process that a sanitizer watches."""
+    """A case with all kernels of a library, for a process that a sanitizer watches."""
     with emulated.in_place_of_cpu_ops(emulated.load(Path(library))):
-        for net in (
-            "two convolution blocks",
-            "max_pool, overlapping, padded",
-            "avg_pool, overlapping, padding counts",
-            "group_norm, two groups of many channels",
-            "layer_norm on images",
-        ):
-            check(NETS[net], SETTINGS["2 steps, masks"], "cpu")
-        check(NETS["linear"], SETTINGS["3 steps, all losses"], "cpu")
+        for alpha in (PER_STEP, PER_ELEMENT):
+            check((every_layer, (1, 4, 4)), {"steps": 1, "w": [0.5, 1.0], "u": 0.7, "ragged": True, "α": alpha}, "cpu")
     print("the engines agree")
 
 
