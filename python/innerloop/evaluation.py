@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from innerloop.contract import Algorithm, Dataset, EmbeddingAlgorithm
 from innerloop.data.class_dataset import ClassDataset
+from innerloop.distributed import add_up, rank, world_size
 from innerloop.losses import accuracy_per_task, loss_per_task
 from innerloop.tasks import TaskBatch
 
@@ -70,6 +72,7 @@ def evaluate(
     inner_steps: int | None = None,
     seed: int = 0,
     queries: int = QUERIES,
+    distributed: bool = False,
 ) -> Evaluation:
     """Mean accuracy (or mean squared error) over episodes with its 95% confidence interval.
 
@@ -81,24 +84,26 @@ def evaluate(
         ways, shots, queries: classes of a task, support and query samples of a class.
         episodes: number of tasks, at least 2.
         inner_steps: gradient steps in place of the algorithm's own.
+        distributed: share the tasks between the processes of torch.distributed, each of which must call this; every
+            one returns what a single process would.
 
     Raises:
         ValueError: inner_steps for an algorithm without an inner loop, or too few episodes.
     """
     if episodes < 2:
         raise ValueError(f"episodes is {episodes}, expected at least 2: an interval needs a spread")
+    score: Callable[[Any, TaskBatch], tuple[bool, Tensor]] = _score
     with _evaluating(algorithm, inner_steps):
-        if not isinstance(tasks, Dataset):
-            scores = [_score(algorithm, batch) for batch in tasks]
-            is_classification = all(accurate for accurate, _ in scores)
-        else:
-            draw = _episodes(tasks, ways, shots, queries, seed, episodes)
+        if isinstance(tasks, Dataset):
+            source: Dataset = tasks
             if isinstance(algorithm, EmbeddingAlgorithm) and isinstance(tasks, ClassDataset):
-                scores = list(_embedded_scores(algorithm, tasks, ways, shots, queries, seed, episodes))
-            else:
-                scores = [_score(algorithm, batch) for batch in draw]
+                score, source = _score_embedded, embed(algorithm, tasks)
+            chunks = _episodes(source, ways, shots, queries, seed, episodes)
+        else:
+            chunks = ((len(batch), lambda batch=batch: batch) for batch in tasks)  # type: ignore[misc]
+        values, is_classification = _scores(chunks, partial(score, algorithm), distributed)
+        if isinstance(tasks, Dataset):
             is_classification = tasks.target_shape is None
-        values = torch.cat([values for _, values in scores]).double()
         steps = getattr(algorithm, "inner_steps", None)
     drawn = isinstance(tasks, Dataset)  # only then are these numbers known
     if len(values) < 2:
@@ -153,10 +158,36 @@ def _evaluating(algorithm: Algorithm, inner_steps: int | None) -> Iterator[None]
             algorithm.inner_steps = own_steps  # type: ignore[assignment]
 
 
-def _episodes(dataset: Dataset, ways: int, shots: int, queries: int, seed: int, episodes: int) -> Iterator[TaskBatch]:
+#: A number of tasks, and what draws them.
+_Chunk = tuple[int, Callable[[], TaskBatch]]
+
+
+def _episodes(dataset: Dataset, ways: int, shots: int, queries: int, seed: int, episodes: int) -> Iterator[_Chunk]:
     for first in range(0, episodes, CHUNK):
         count = min(CHUNK, episodes - first)
-        yield dataset.sample(count, ways, shots, queries, seed, first_task=first)
+        yield count, partial(dataset.sample, count, ways, shots, queries, seed, first_task=first)
+
+
+def _scores(
+    chunks: Iterable[_Chunk], score: Callable[[TaskBatch], tuple[bool, Tensor]], distributed: bool
+) -> tuple[Tensor, bool]:
+    """A value for each task, float64, and whether all are accuracies.
+
+    distributed: each process scores every so many-th chunk and leaves 0 for the others, whose sum is exact.
+    """
+    own, size = (rank(), world_size()) if distributed else (0, 1)
+    values, all_accuracies = [], True
+    for number, (count, draw) in enumerate(chunks):
+        if number % size == own:
+            accurate, scores = score(draw())
+            all_accuracies = all_accuracies and accurate
+            values.append(scores.double())
+        else:
+            values.append(torch.zeros(count, dtype=torch.float64))
+    table = torch.cat([torch.tensor([float(not all_accuracies)], dtype=torch.float64), *values])
+    if distributed:
+        add_up(table)
+    return table[1:], not table[0]
 
 
 def _score(algorithm: Algorithm, batch: TaskBatch) -> tuple[bool, Tensor]:
@@ -167,9 +198,7 @@ def _score(algorithm: Algorithm, batch: TaskBatch) -> tuple[bool, Tensor]:
     return False, loss_per_task(result.logits, batch.query_y, batch.query_mask, "mse").cpu()
 
 
-def _embedded_scores(
-    algorithm: EmbeddingAlgorithm, dataset: ClassDataset, ways: int, shots: int, queries: int, seed: int, episodes: int
-) -> Iterator[tuple[bool, Tensor]]:
-    for batch in _episodes(embed(algorithm, dataset), ways, shots, queries, seed, episodes):
-        logits = algorithm.classify(batch.support_x, batch.support_y, batch.query_x, ways)
-        yield True, accuracy_per_task(logits, batch.query_y, None)
+def _score_embedded(algorithm: EmbeddingAlgorithm, batch: TaskBatch) -> tuple[bool, Tensor]:
+    """The same for a batch of embeddings."""
+    logits = algorithm.classify(batch.support_x, batch.support_y, batch.query_x, batch.ways)
+    return True, accuracy_per_task(logits, batch.query_y, None)

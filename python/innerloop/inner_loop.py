@@ -91,6 +91,11 @@ class InnerLoop:
         Raises:
             TypeError, ValueError: the message names the argument, what it was and what was expected.
         """
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            raise TypeError(
+                f"model is a {type(model).__name__}, whose hooks no inner loop runs: give the module inside it, and "
+                "share tasks between processes by innerloop.fit, or by DistributedDataParallel around the algorithm"
+            )
         if not isinstance(inner_steps, int) or inner_steps < 0:
             raise ValueError(f"inner_steps is {inner_steps!r}, expected an integer of at least 0")
         if bn not in get_args(AnyBatchNormMode):

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from torch import nn
 from innerloop.atomic import write_atomically
 from innerloop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from innerloop.contract import Algorithm, Dataset, Result
+from innerloop.distributed import add_up, add_up_gradients, copy_from_first, rank, share, world_size
 from innerloop.evaluation import evaluate
 from innerloop.tasks import TaskBatch
 
@@ -117,6 +118,10 @@ def fit(
 ) -> History:
     """Meta-train an algorithm in place.
 
+    Where torch.distributed has a process group, all its processes must call this, with the same arguments: they share
+    each batch of tasks, and end with the same parameters, those of one process up to rounding. What BatchNorm of an
+    embedding method normalises with is a process's share then. The first process writes the run folder.
+
     Args:
         algorithm: its parameters are trained.
         tasks: a Dataset, whose task stream makes a run exactly repeatable; or any iterable of TaskBatch, a list or a
@@ -128,7 +133,8 @@ def fit(
         run: folder for checkpoints and metrics; None: nothing is written.
         resume: continue from the run's latest checkpoint, bit for bit where tasks is a Dataset; without one, begin.
         tensorboard: write the metrics as TensorBoard events into the run folder, too.
-        progress: called after each step with the number of steps done and its result.
+        progress: called after each step with the number of steps done and its result (of several processes: with the
+            loss, task losses and accuracies of the whole batch, and the logits of the process's share).
 
     Returns: the history. Ctrl-C ends training after the step in flight, with a checkpoint, and sets ``interrupted``.
 
@@ -150,15 +156,15 @@ def fit(
         algorithm.training_steps = settings.steps
     trainer = _Trainer(algorithm, settings, optimizer, validation, validation_ways, None if run is None else Path(run))
     first = trainer.start(resume)
-    if tensorboard:
+    if tensorboard and rank() == 0:
         trainer.open_events(first)
     with cpu_threads(settings.threads), closing(trainer), _interrupt_after_step() as interrupted:
-        for step, batch in zip(range(first, settings.steps), _batches(tasks, settings, first), strict=False):
+        for step, batch in zip(range(first, settings.steps), _shares(tasks, settings, first), strict=False):
             result = trainer.step(step, batch)
             done = step + 1
             if progress is not None:
                 progress(done, result)
-            stop = interrupted()
+            stop = bool(add_up(torch.tensor(int(interrupted()))))  # in all processes after the same step
             complete = done == settings.steps or done % settings.validate_every == 0
             if stop or complete:
                 trainer.finish_period(done, validate=complete)
@@ -168,24 +174,49 @@ def fit(
     return trainer.history
 
 
-def _batches(tasks: Dataset | Iterable[TaskBatch], settings: TrainingSettings, first: int) -> Iterator[TaskBatch]:
+@dataclass(frozen=True)
+class _Share:
+    """This process's tasks of a batch.
+
+    Attributes:
+        tasks: where there are fewer tasks than processes and none is left for this one, the first: it counts nothing,
+            but whatever an algorithm does in a step, such as counting them, is done in every process.
+        places: of the tasks that count, in the batch. total: number of tasks of the batch.
+    """
+
+    tasks: TaskBatch
+    places: range
+    total: int
+
+    @property
+    def weight(self) -> float:
+        """Of their mean in that of the batch."""
+        return len(self.places) / self.total
+
+
+def _shares(tasks: Dataset | Iterable[TaskBatch], settings: TrainingSettings, first: int) -> Iterator[_Share]:
     if isinstance(tasks, Dataset):
+        total = settings.meta_batch_size
+        places = share(total)
         for step in range(first, settings.steps):
-            yield tasks.sample(
-                settings.meta_batch_size,
+            batch = tasks.sample(
+                max(len(places), 1),
                 settings.ways,
                 settings.shots,
                 settings.queries,
                 settings.seed,
-                first_task=step * settings.meta_batch_size,
+                first_task=step * total + (places.start if places else 0),
             )
+            yield _Share(batch, places, total)
         return
     number = 0
     while True:
         before = number
         for batch in tasks:
             if number >= first:  # a resumed run passes over what the interrupted one has seen
-                yield batch
+                places = share(len(batch))
+                own = slice(places.start, places.stop) if places else slice(1)
+                yield _Share(batch if world_size() == 1 else batch[own], places, len(batch))
             number += 1
         if number == before:
             raise ValueError("tasks is an iterable without a batch, or one that cannot be gone through twice")
@@ -244,6 +275,10 @@ class _Trainer:
         self._unwritten: list[dict[str, Any]] = []
         self._events: Events | None = None
 
+    @property
+    def _writes(self) -> bool:
+        return self.run is not None and rank() == 0
+
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
@@ -261,16 +296,26 @@ class _Trainer:
         if self.run is None:
             if resume:
                 raise ValueError("resume needs the run folder: run is None")
+            copy_from_first(self.algorithm.state_dict().values())
             return 0
-        latest = self.run / LATEST
+        is_new = rank() == 0 and self._prepare_folder(self.run, resume)
+        add_up(torch.tensor(0))  # the others wait until the folder is ready, and begin from what it holds
+        return 0 if is_new else self._resume(self.run / LATEST)
+
+    def _prepare_folder(self, run: Path, resume: bool) -> bool:
+        """Whether it holds a run that begins here."""
+        latest = run / LATEST
         if latest.exists() and not resume:
-            raise FileExistsError(f"run {self.run} holds a training run: resume it, or choose another folder")
-        for unfinished in self.run.glob(".*.tmp"):  # a file that a killed process was writing
+            raise FileExistsError(f"run {run} holds a training run: resume it, or choose another folder")
+        for unfinished in run.glob(".*.tmp"):  # a file that a killed process was writing
             unfinished.unlink()
-        if not latest.exists():
-            self._save(0)
-            write_atomically(self.run / METRICS, b"")
-            return 0
+        if latest.exists():
+            return False
+        self._save(0)
+        write_atomically(run / METRICS, b"")
+        return True
+
+    def _resume(self, latest: Path) -> int:
         state = load_checkpoint(latest, self.algorithm, self.optimizer)
         for name, value in asdict(self.settings).items():
             if state["settings"].get(name) != value:
@@ -283,33 +328,36 @@ class _Trainer:
         step: int = state["step"]
         return step
 
-    def step(self, step: int, batch: TaskBatch) -> Result:
+    def step(self, step: int, batch: _Share) -> Result:
         settings = self.settings
         scale = 0.5 * (1 + math.cos(math.pi * step / settings.steps)) if settings.schedule == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         self.algorithm.train()
-        result: Result = self.algorithm(batch)
-        bad = (~torch.isfinite(result.task_losses)).nonzero()
+        result = self.algorithm(batch.tasks)
+        whole = _of_whole_batch(result, batch)
+        bad = (~torch.isfinite(whole.task_losses)).nonzero()
         if len(bad):
             task = int(bad[0])
             raise NonFiniteLossError(
-                f"step {step}: task {task} of the batch has the loss {float(result.task_losses[task])}; "
+                f"step {step}: task {task} of the batch has the loss {float(whole.task_losses[task])}; "
                 "a smaller inner_lr or lr may help"
             )
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
+        add_up_gradients(self.algorithm.parameters(), batch.weight)
         if settings.clip > 0:
             nn.utils.clip_grad_norm_(self.algorithm.parameters(), settings.clip)
         self.optimizer.step()
-        accuracy = None if result.accuracy is None else float(result.accuracy)
-        record = {"step": step + 1, "loss": float(result.loss.detach()), "accuracy": accuracy}
+        accuracy = None if whole.accuracy is None else float(whole.accuracy)
+        record = {"step": step + 1, "loss": float(whole.loss.detach()), "accuracy": accuracy}
         self.history.steps.append(record)
         self._unwritten.append(record)
-        return result
+        return whole
 
     def finish_period(self, done: int, validate: bool) -> None:
         """Validate, keep the best, and save where to go on from."""
+        copy_from_first(self.algorithm.buffers())  # running statistics are of the tasks that a process has seen
         if validate and self.validation is not None:
             record = evaluate(
                 self.algorithm,
@@ -318,13 +366,16 @@ class _Trainer:
                 shots=self.settings.shots,
                 episodes=self.settings.validation_episodes,
                 seed=self.settings.seed,
+                distributed=True,
             )
             entry = {"step": done, "mean": record.mean, "ci95": record.ci95, "metric": record.metric}
             self.history.validations.append(entry)
             self._unwritten.append({"validation": entry})
-            if self.run is not None and self.history.best(record.higher_is_better) is entry:
+            if self._writes and self.history.best(record.higher_is_better) is entry:
+                assert self.run is not None
                 save_checkpoint(self.run / BEST, self.algorithm, entry)
-        if self.run is not None:
+        if self._writes:
+            assert self.run is not None
             # Metrics first: what they say beyond the checkpoint is dropped when a run resumes.
             with (self.run / METRICS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in self._unwritten)
@@ -342,8 +393,25 @@ class _Trainer:
         assert self.run is not None
         kept = [record for record in read_metrics(self.run) if record.get("validation", record)["step"] <= step]
         self.history.steps = [record for record in kept if "validation" not in record]
-        lines = "".join(json.dumps(record) + "\n" for record in kept)
-        write_atomically(self.run / METRICS, lines.encode())
+        if self._writes:
+            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            write_atomically(self.run / METRICS, lines.encode())
+
+
+def _of_whole_batch(result: Result, batch: _Share) -> Result:
+    """The result with loss, task losses and accuracies of all processes' tasks."""
+    if world_size() == 1:
+        return result
+    accuracies = result.task_accuracies
+    table = torch.zeros(3, batch.total, dtype=torch.float64)  # float64 holds every float32 as it is
+    places = slice(batch.places.start, batch.places.stop)
+    count = len(batch.places)
+    table[0, places] = result.task_losses[:count].double().cpu()
+    if accuracies is not None:
+        table[1, places] = accuracies[:count].double().cpu()
+    table[2, 0] = batch.weight * float(result.loss.detach()) if count else 0.0
+    losses, shares, (loss, *_) = add_up(table).to(result.loss).unbind()
+    return replace(result, loss=loss, task_losses=losses, task_accuracies=None if accuracies is None else shares)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -21,11 +21,12 @@ from innerloop.atomic import write_atomically
 from innerloop.checkpoint import load_checkpoint
 from innerloop.cli.engines import compare
 from innerloop.contract import SPLITS, Dataset, Result
+from innerloop.distributed import is_launched, is_restarted, process_group, rank
 from innerloop.evaluation import QUERIES, evaluate
 from innerloop.options import Option, OptionError, options_of, parse_numbers, parse_pairs
 from innerloop.registry import algorithms, datasets
 from innerloop.runs import Choice, RunConfig, default_model
-from innerloop.training import BEST, TrainingSettings, cpu_threads, fit
+from innerloop.training import BEST, LATEST, TrainingSettings, cpu_threads, fit
 
 Command = Callable[..., None]
 
@@ -77,7 +78,8 @@ def _command(name: str, cls: type) -> Command:
         options = {option.name: given[key] for key, option in spelled.items()}
         with _as_usage():
             chosen = TrainingSettings(**{field.name: given[field.name] for field in fields(TrainingSettings)})
-        _train(name, cls, options, chosen, given)
+        with process_group():
+            _train(name, cls, options, chosen, given)
 
     parameters = [
         _parameter("context", typer.Context, inspect.Parameter.empty),
@@ -95,7 +97,12 @@ def _command(name: str, cls: type) -> Command:
             None,
         ),
         _parameter("model_option", Annotated[list[str], typer.Option(help="KEY=VALUE for the model; repeatable.")], []),
-        _parameter("run", Annotated[Path | None, typer.Option(help="Run folder; named by the time.")], None),
+        # torchrun takes --run for an abbreviation of an option of its own, hence the second name.
+        _parameter(
+            "run",
+            Annotated[Path | None, typer.Option("--run", "--run-folder", help="Run folder; named by the time.")],
+            None,
+        ),
         _parameter("resume", Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")], False),
         _parameter(
             "tensorboard",
@@ -153,9 +160,13 @@ def _refuse_new_choices(context: typer.Context) -> None:
 
 
 def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSettings, given: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    # Of several processes the first one talks and writes.
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=rank() > 0)
     run: Path | None = given["run"]
-    if given["resume"]:
+    if run is None and is_launched():
+        raise OptionError("several processes need the folder of the run by name: --run-folder")
+    resume = given["resume"] or (is_restarted() and run is not None and (run / LATEST).exists())
+    if resume:
         if run is None:
             raise OptionError("--resume needs the folder of the run: --run")
         config = RunConfig.load(run)
@@ -167,12 +178,12 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
     else:
         config, dataset = _configure(name, cls, options, settings, given)
         run = run or Path("runs") / time.strftime(f"{name}-{config.data.name}-%Y%m%d-%H%M%S")
-        if run.exists() and any(run.iterdir()):
+        if rank() == 0 and not is_restarted() and run.exists() and any(run.iterdir()):
             raise FileExistsError(f"{run} is not empty: choose another --run, or go on with it by --resume")
     with _as_usage():
         _check_sizes(config, dataset)
         algorithm = config.build(dataset)
-    if not given["resume"]:
+    if not resume and rank() == 0:
         config.save(run, algorithm)
     console.print(f"{name} on {config.data.name} ({config.model.name}), run folder {run}")
     with _ProgressBar(console, config.training) as progress:
@@ -183,15 +194,16 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
             validation=dataset.split("val"),
             validation_ways=config.evaluation_ways,
             run=run,
-            resume=given["resume"],
+            resume=resume,
             tensorboard=given["tensorboard"],
             progress=progress,
         )
-    _draw_learning_curve(run, console)
+    if rank() == 0:
+        _draw_learning_curve(run, console)
     if history.interrupted:
         console.print(f"Interrupted; go on with: innerloop train {name} --run {run} --resume")
         raise typer.Exit(130)
-    comparison = compare(algorithm, dataset.split("train"), config.training)
+    comparison = compare(algorithm, dataset.split("train"), config.training) if rank() == 0 else None
     _test(run, config, algorithm, dataset, console)
     if comparison is not None:
         console.print(comparison)
@@ -246,8 +258,10 @@ def _test(run: Path, config: RunConfig, algorithm: Any, dataset: Dataset, consol
             shots=config.training.shots,
             episodes=config.episodes,
             seed=config.training.seed,
+            distributed=True,
         )
-    write_atomically(run / "test.json", (json.dumps(record.as_dict(), indent=2) + "\n").encode())
+    if rank() == 0:
+        write_atomically(run / "test.json", (json.dumps(record.as_dict(), indent=2) + "\n").encode())
     console.print(f"Test {record}", style="bold")
 
 
