@@ -95,7 +95,9 @@ def main() -> None:
             results["races"][workload.name] = {**run, "flops": flops(workload), "rows": rows}
             say(summary(workload, rows))
         if "threads" in arguments.parts and workload.group == "rivals":
-            rows = measure_threads(workload, [name for name in (OURS, "innerloop-op", "loop") if name in rivals], effort)
+            rows = measure_threads(
+                workload, [name for name in (OURS, "innerloop-op", "loop") if name in rivals], effort
+            )
             results["threads"][workload.name] = {**run, "rows": rows}
             say(f"{workload.name}: two threads {rows}")
         if arguments.output:

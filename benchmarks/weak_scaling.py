@@ -1,6 +1,6 @@
 """What a second process costs a training step: the same number of tasks for each process, alone and together.
 
-    .venv/bin/python benchmarks/weak_scaling.py            the table of docs/distributed.md
+    .venv/bin/python benchmarks/weak_scaling.py
 
 In one pair of processes, a thread each, in turns: a step of the first process while the other waits, and a step of both
 with their gradients added up. Wall clock, medians; of use on idle cores only.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -32,7 +31,7 @@ def measure(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     if rank == 0:
-        print("| model | parameters | tasks a process | alone, ms | two processes, ms | adding up, ms | sent, MB | ×  |")
+        print("| model | parameters | tasks a process | alone, ms | two processes, ms | × | adding up, ms | sent, MB |")
         print("|---|---|---|---|---|---|---|---|")
     for name, count in TASKS.items():
         workload = WORKLOADS[name]
@@ -65,8 +64,8 @@ def measure(rank: int, folder: str) -> None:
             size = sum(parameter.numel() for parameter in parameters)
             times = [1000 * statistics.median(samples[1:]) for samples in (alone, together, adding)]
             print(
-                f"| {workload.title} | {size:,} | {count} | {times[0]:.1f} | {times[1]:.1f} | {times[2]:.2f} | "
-                f"{4e-6 * size:.2f} | {times[1] / times[0]:.2f} |",
+                f"| {workload.title} | {size:,} | {count} | {times[0]:.1f} | {times[1]:.1f} | "
+                f"{times[1] / times[0]:.2f} | {times[2]:.2f} | {4e-6 * size:.2f} |",
                 flush=True,
             )
     dist.destroy_process_group()
@@ -74,4 +73,4 @@ def measure(rank: int, folder: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        spawn(measure, (str(Path(folder)),), nprocs=2)
+        spawn(measure, (folder,), nprocs=2)
