@@ -1,8 +1,10 @@
-"""The table of op cases that the tests of the ops go through. Run as a program it compares every op with its twin once
-and prints the instruction set that did the work: the quick form for builds that have no test tools beside them."""
+"""The table of op cases that the tests of the ops go through. Run as a program, on a device or on the CPU, it compares
+every op with its twin once and prints the instruction set that did the work: the quick form for builds that have no
+test tools beside them, and for compute-sanitizer."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,10 +82,13 @@ def classifying(name: str, **options: object) -> OpCase:
 
 def _ridge(function: Callable[..., Tensor], samples: int, mask: Tensor | None = None) -> Callable[..., Tensor]:
     """Of support set, queries and the logarithm of the regularization."""
-    mask = None if mask is None else mask[:, :samples]
-    return lambda support, queries, log_rate: function(
-        support, LABELS[:, :samples], queries, 3, regularization=log_rate.exp(), mask=mask
-    )
+
+    def call(support: Tensor, queries: Tensor, log_rate: Tensor) -> Tensor:
+        labels = LABELS[:, :samples].to(support.device)
+        valid = None if mask is None else mask[:, :samples].to(support.device)
+        return function(support, labels, queries, 3, regularization=log_rate.exp(), mask=valid)
+
+    return call
 
 
 def _regression(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -279,6 +284,31 @@ def raw_calls(device: str = "cpu") -> dict[str, tuple[object, ...]]:
     }
 
 
+_X, _Q, _P = torch.ones(2, 5, 3), torch.ones(2, 3, 4), torch.ones(2, 2, 4)
+
+# What a raw overload refuses: op name, arguments, what the error says.
+RAW_ERRORS: dict[str, tuple[str, tuple[object, ...], str]] = {
+    "label out of range": ("prototypes", (_X, LABELS, 2), "labels holds 2 in task 0, expected 0 to 1"),
+    "labels too few": ("prototypes", (_X, LABELS[:, :2], 3), "labels has size 2 in dimension 1, expected 5"),
+    "weights too few": ("prototypes_backward", (torch.ones(2, 3, 3), torch.ones(2, 2), LABELS), "weights has size 2"),
+    "points of another dimension": ("squared_distances", (_Q, _P[..., :2]), "points has size 2 in dimension 2"),
+    "gradient too small": ("squared_distances_backward", (_Q[:, :1, :2], _Q, _P), "gradient has size 1 in dimension 1"),
+    "temperature zero": ("prototype_loss", (_X, LABELS, _X, LABELS, 3, 0.0), "temperature must be positive"),
+    "query labels too few": ("prototype_loss", (_X, LABELS, _X, LABELS[:, :2], 3, 1.0), "query_labels has size 2"),
+    "queries of another dimension": ("prototype_logits", (_X, LABELS, _Q, 3, 1.0), "queries has size 4 in dimension 2"),
+    "labels for other scores": ("class_logsumexp", (_X, LABELS, 3), "labels has size 5 in dimension 1, expected 3"),
+    "scale too short": (
+        "prototype_logits_backward",
+        (torch.ones(2, 5, 3), torch.ones(1), LABELS, _X, torch.ones(2, 3, 3), torch.ones(2, 3), 1.0),
+        "scale has size 1 in dimension 0, expected 2",
+    ),
+    "gradients too few": ("inner_update", ([_X, _X], [_X], [_X]), "the same number of tensors"),
+    "gradient of another shape": ("inner_update", ([_X], [_X[0]], [_X]), "grads must have the shapes of params"),
+    "rate of another shape": ("inner_update", ([_X], [_X], [_X[0]]), "lrs must have one element, or the shapes"),
+}
+OF_LABEL_VALUES = {"label out of range"}  # which the CPU's kernels alone look at
+
+
 def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None:
     """The op's values are its twin's in float64, as near as the dtype allows."""
     inputs = case.inputs(dtype, device)
@@ -289,20 +319,24 @@ def assert_agrees(case: OpCase, dtype: torch.dtype, device: str = "cpu") -> None
         torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
-def compare_all() -> None:
-    """Every case's values and first derivatives with its twin's."""
-    for case in (*CASES, *FIRST_ORDER_CASES, *UNROLLED_CASES):
-        for dtype in (torch.float64, torch.float32):
-            assert_agrees(case, dtype)
-            leaves = [tensor.requires_grad_() for tensor in case.inputs(dtype)]
-            gradients = [
-                torch.autograd.grad([out.sin().sum() for out in as_tuple(function(*leaves))], leaves)
-                for function in (case.op, case.twin)
-            ]
-            tolerance = 100 * case.accuracy if dtype == torch.float64 else 1e-3
-            torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+def compare(case: OpCase, device: str = "cpu") -> None:
+    """A case's values and first derivatives with its twin's, in both dtypes."""
+    for dtype in (torch.float64, torch.float32):
+        assert_agrees(case, dtype, device)
+        leaves = [tensor.requires_grad_() for tensor in case.inputs(dtype, device)]
+        gradients = [
+            torch.autograd.grad([out.sin().sum() for out in as_tuple(function(*leaves))], leaves)
+            for function in (case.op, case.twin)
+        ]
+        tolerance = 100 * case.accuracy if dtype == torch.float64 else 1e-3
+        torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+
+
+def main(device: str = "cpu") -> None:
+    for case in (*CASES, *(FIRST_ORDER_CASES if device == "cpu" else []), *UNROLLED_CASES):
+        compare(case, device)
+    print(torch.ops.innerloop.instruction_set())
 
 
 if __name__ == "__main__":
-    compare_all()
-    print(torch.ops.innerloop.instruction_set())
+    main(*sys.argv[1:])

@@ -649,29 +649,8 @@ def test_errors_name_the_argument(wrong: str) -> None:
         call()
 
 
-RAW_ERRORS: dict[str, tuple[str, tuple[Any, ...], str]] = {
-    "label out of range": ("prototypes", (X, LABELS, 2), "labels holds 2 in task 0, expected 0 to 1"),
-    "labels too few": ("prototypes", (X, LABELS[:, :2], 3), "labels has size 2 in dimension 1, expected 5"),
-    "weights too few": ("prototypes_backward", (torch.ones(2, 3, 3), torch.ones(2, 2), LABELS), "weights has size 2"),
-    "points of another dimension": ("squared_distances", (Q, P[..., :2]), "points has size 2 in dimension 2"),
-    "gradient too small": ("squared_distances_backward", (Q[:, :1, :2], Q, P), "gradient has size 1 in dimension 1"),
-    "temperature zero": ("prototype_loss", (X, LABELS, X, LABELS, 3, 0.0), "temperature must be positive"),
-    "query labels too few": ("prototype_loss", (X, LABELS, X, LABELS[:, :2], 3, 1.0), "query_labels has size 2"),
-    "queries of another dimension": ("prototype_logits", (X, LABELS, Q, 3, 1.0), "queries has size 4 in dimension 2"),
-    "labels for other scores": ("class_logsumexp", (X, LABELS, 3), "labels has size 5 in dimension 1, expected 3"),
-    "scale too short": (
-        "prototype_logits_backward",
-        (torch.ones(2, 5, 3), torch.ones(1), LABELS, X, torch.ones(2, 3, 3), torch.ones(2, 3), 1.0),
-        "scale has size 1 in dimension 0, expected 2",
-    ),
-    "gradients too few": ("inner_update", ([X, X], [X], [X]), "the same number of tensors"),
-    "gradient of another shape": ("inner_update", ([X], [X[0]], [X]), "grads must have the shapes of params"),
-    "rate of another shape": ("inner_update", ([X], [X], [X[0]]), "lrs must have one element, or the shapes"),
-}
-
-
-@pytest.mark.parametrize("wrong", RAW_ERRORS)
+@pytest.mark.parametrize("wrong", op_cases.RAW_ERRORS)
 def test_a_direct_call_of_an_op_checks_before_it_reads(wrong: str) -> None:
-    name, arguments, message = RAW_ERRORS[wrong]
+    name, arguments, message = op_cases.RAW_ERRORS[wrong]
     with pytest.raises(RuntimeError, match=message):
         getattr(torch.ops.innerloop, name)(*arguments)

@@ -3,28 +3,24 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "ops/checks.h"
+#include "ops/class_logsumexp.h"
 #include "ops/parallel.h"
 
 namespace innerloop {
 namespace {
 
 Tensor class_logsumexp_cpu(Tensor scores, Tensor labels, int64_t num_classes) {
-  check_floating(scores, "scores");
-  check_dims(scores, 3, "scores");
-  STD_TORCH_CHECK(num_classes >= 0, "num_classes must be at least 0");
-  const int64_t tasks = scores.size(0), queries = scores.size(1), samples = scores.size(2);
-  const Tensor a = torch::stable::contiguous(scores);
-  const Tensor y = checked_labels(labels, a, tasks, samples, num_classes);
-  Tensor out = torch::stable::new_empty(a, {tasks, queries, num_classes});
+  const auto [a, y, tasks, queries, samples, classes] = checked_class_logsumexp(scores, labels, num_classes);
+  check_label_values(y, classes);
+  Tensor out = torch::stable::new_empty(a, {tasks, queries, classes});
   for_type(a, [&]<class T>(T) {
     const T* from = a.const_data_ptr<T>();
     const int64_t* label = y.const_data_ptr<int64_t>();
     T* to = out.mutable_data_ptr<T>();
     for_blocks(tasks, queries, rows_a_block, 10 * samples, [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * queries + first;
-      INNERLOOP_CALL(class_logsumexp, from + row * samples, label + t * samples, last - first, samples, num_classes,
-                     to + row * num_classes);
+      INNERLOOP_CALL(class_logsumexp, from + row * samples, label + t * samples, last - first, samples, classes,
+                     to + row * classes);
     });
   });
   return out;

@@ -1,6 +1,6 @@
 // coordinate_lstm: the steps of a learned optimizer for all coordinates of all tasks, and back-propagation through
 // them.
-#include "kernels/coordinate_lstm.h"
+#include "ops/coordinate_lstm.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -9,73 +9,10 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/checks.h"
 #include "ops/parallel.h"
 
 namespace innerloop {
 namespace {
-
-// The tensors of a call, contiguous.
-struct Arguments {
-  Tensor gradients, state, first, second, output;
-  int64_t steps, coordinates, hidden;
-  double p;
-
-  template <class T>
-  CoordinateLstm<T> net() const {
-    return {steps,
-            coordinates,
-            hidden,
-            static_cast<T>(p),
-            gradients.const_data_ptr<T>(),
-            state.const_data_ptr<T>(),
-            first.const_data_ptr<T>(),
-            second.const_data_ptr<T>(),
-            output.const_data_ptr<T>()};
-  }
-};
-
-void check_state(const Tensor& state, const Tensor& gradients, int64_t hidden, const char* name) {
-  check_floating(state, name);
-  check_same_type(state, gradients, name);
-  check_dims(state, 3, name);
-  check_size(state, 0, 4, name);
-  check_size(state, 1, hidden, name);
-  check_size(state, 2, gradients.size(1), name);
-}
-
-Arguments checked(const Tensor& gradients, const Tensor& state, const Tensor& first, const Tensor& second,
-                  const Tensor& output, double p) {
-  check_floating(gradients, "gradients");
-  check_dims(gradients, 2, "gradients");
-  check_floating(state, "state");
-  check_dims(state, 3, "state");
-  const int64_t hidden = state.size(1);
-  STD_TORCH_CHECK(hidden > 0 && hidden <= 65536, "state has ", hidden, " hidden units, expected 1 to 65536");
-  check_state(state, gradients, hidden, "state");
-  for (const auto& [tensor, name, columns] :
-       {std::tuple(first, "first", hidden + 3), std::tuple(second, "second", 2 * hidden + 1)}) {
-    check_floating(tensor, name);
-    check_same_type(tensor, gradients, name);
-    check_dims(tensor, 2, name);
-    check_size(tensor, 0, 4 * hidden, name);
-    check_size(tensor, 1, columns, name);
-  }
-  check_floating(output, "output");
-  check_same_type(output, gradients, "output");
-  check_dims(output, 1, "output");
-  check_size(output, 0, hidden + 1, "output");
-  STD_TORCH_CHECK(p > 0, "p must be positive");
-  return {torch::stable::contiguous(gradients),
-          torch::stable::contiguous(state),
-          torch::stable::contiguous(first),
-          torch::stable::contiguous(second),
-          torch::stable::contiguous(output),
-          gradients.size(0),
-          gradients.size(1),
-          hidden,
-          p};
-}
 
 // Ranges of coordinates that threads share, at most this many: the weights' gradients are added up in their order, so
 // that they are the same for any number of threads.
@@ -88,7 +25,7 @@ int64_t range_size(int64_t coordinates) {
 
 // Calls work(range, begin, end) in parallel.
 template <class Work>
-void for_ranges(const Arguments& a, const Work& work) {
+void for_ranges(const CoordinateLstmCall& a, const Work& work) {
   const int64_t size = range_size(a.coordinates), ranges = (a.coordinates + size - 1) / size;
   torch::stable::parallel_for(0, ranges, 1, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) work(i, i * size, std::min((i + 1) * size, a.coordinates));
@@ -98,7 +35,7 @@ void for_ranges(const Arguments& a, const Work& work) {
 // (updates [K, C], state [4, H, C])
 std::tuple<Tensor, Tensor> coordinate_lstm_cpu(Tensor gradients, Tensor state, Tensor first, Tensor second,
                                                Tensor output, double p) {
-  const Arguments a = checked(gradients, state, first, second, output, p);
+  const CoordinateLstmCall a = checked_coordinate_lstm(gradients, state, first, second, output, p);
   Tensor updates = torch::stable::new_empty(a.gradients, {a.steps, a.coordinates});
   Tensor last = torch::stable::new_empty(a.state, {4, a.hidden, a.coordinates});
   for_type(a.gradients, [&]<class T>(T) {
@@ -117,18 +54,8 @@ std::tuple<Tensor, Tensor> coordinate_lstm_cpu(Tensor gradients, Tensor state, T
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> coordinate_lstm_backward_cpu(
     Tensor grad_updates, std::optional<Tensor> grad_state, Tensor gradients, Tensor state, Tensor first, Tensor second,
     Tensor output, double p, bool of_inputs) {
-  const Arguments a = checked(gradients, state, first, second, output, p);
-  check_floating(grad_updates, "grad_updates");
-  check_same_type(grad_updates, a.gradients, "grad_updates");
-  check_dims(grad_updates, 2, "grad_updates");
-  check_size(grad_updates, 0, a.steps, "grad_updates");
-  check_size(grad_updates, 1, a.coordinates, "grad_updates");
-  const Tensor upstream = torch::stable::contiguous(grad_updates);
-  std::optional<Tensor> of_state;
-  if (grad_state) {
-    check_state(*grad_state, a.gradients, a.hidden, "grad_state");
-    of_state = torch::stable::contiguous(*grad_state);
-  }
+  const CoordinateLstmCall a = checked_coordinate_lstm(gradients, state, first, second, output, p);
+  const auto [upstream, of_state] = checked_update_gradients(grad_updates, grad_state, a);
   Tensor to_first = torch::stable::new_empty(a.first, {4 * a.hidden, a.hidden + 3});
   Tensor to_second = torch::stable::new_empty(a.second, {4 * a.hidden, 2 * a.hidden + 1});
   Tensor to_output = torch::stable::new_empty(a.output, {a.hidden + 1});

@@ -1,5 +1,7 @@
 // prototype_logits and prototype_loss: class means, the distances of the queries to them and their cross-entropy in one
 // pass over each task, and the gradient of both embeddings in another.
+#include "ops/prototype_logits.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
@@ -9,7 +11,6 @@
 
 #include "kernels/distance.h"
 #include "kernels/prototypes.h"
-#include "ops/checks.h"
 #include "ops/large_output.h"
 #include "ops/parallel.h"
 
@@ -24,25 +25,9 @@ struct Prototypes {
   int64_t packed_size;
 };
 
-struct Sizes {
-  int64_t tasks, samples, queries, classes, dim;
-};
-
-Sizes checked_sizes(const Tensor& support, const Tensor& queries, int64_t num_classes, double temperature) {
-  check_floating(support, "support");
-  check_floating(queries, "queries");
-  check_same_type(queries, support, "queries");
-  check_dims(support, 3, "support");
-  check_dims(queries, 3, "queries");
-  check_size(queries, 0, support.size(0), "queries");
-  check_size(queries, 2, support.size(2), "queries");
-  STD_TORCH_CHECK(num_classes >= 0, "num_classes must be at least 0");
-  STD_TORCH_CHECK(temperature > 0, "temperature must be positive");
-  return {support.size(0), support.size(1), queries.size(1), num_classes, support.size(2)};
-}
-
 template <class T>
-Prototypes find_prototypes(const Sizes& n, const Tensor& support, const Tensor& labels) {
+Prototypes find_prototypes(const PrototypeLogits& n) {
+  const Tensor &support = n.support, &labels = n.labels;
   const int64_t size = INNERLOOP_CALL(packed_points_size, support.const_data_ptr<T>(), n.classes, n.dim);
   Prototypes found{torch::stable::new_empty(support, {n.tasks, n.classes, n.dim}),
                    torch::stable::new_empty(support, {n.tasks, n.classes}),
@@ -66,20 +51,19 @@ Prototypes find_prototypes(const Sizes& n, const Tensor& support, const Tensor& 
 // (logits [T, Q, N], means [T, N, D], weights [T, N])
 std::tuple<Tensor, Tensor, Tensor> prototype_logits_cpu(Tensor support, Tensor labels, Tensor queries,
                                                         int64_t num_classes, double temperature) {
-  const Sizes n = checked_sizes(support, queries, num_classes, temperature);
-  const Tensor y = checked_labels(labels, queries, n.tasks, n.samples, n.classes);
-  const Tensor s = torch::stable::contiguous(support);
-  const Tensor q = torch::stable::contiguous(queries);
-  Tensor logits = torch::stable::new_empty(q, {n.tasks, n.queries, n.classes});
+  const PrototypeLogits n = checked_prototype_logits(support, labels, queries, num_classes, temperature);
+  check_label_values(n.labels, n.classes);
+  const Tensor& q = n.queries;
+  Tensor logits = torch::stable::new_empty(q, {n.tasks, n.rows, n.classes});
   std::optional<Prototypes> found;
-  for_type(s, [&]<class T>(T) {
-    found = find_prototypes<T>(n, s, y);
+  for_type(q, [&]<class T>(T) {
+    found = find_prototypes<T>(n);
     const T* rows = q.const_data_ptr<T>();
     const T* means = found->means.const_data_ptr<T>();
     const T* packed = found->packed.const_data_ptr<T>();
     T* out = logits.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.queries, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
-      const int64_t row = t * n.queries + first;
+    for_blocks(n.tasks, n.rows, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
+      const int64_t row = t * n.rows + first;
       INNERLOOP_CALL(squared_distances, rows + row * n.dim, means + t * n.classes * n.dim,
                      packed + t * found->packed_size, last - first, n.classes, n.dim, static_cast<T>(-1 / temperature),
                      out + row * n.classes);
@@ -92,29 +76,29 @@ std::tuple<Tensor, Tensor, Tensor> prototype_logits_cpu(Tensor support, Tensor l
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(Tensor support, Tensor labels, Tensor queries,
                                                                       Tensor query_labels, int64_t num_classes,
                                                                       double temperature) {
-  const Sizes n = checked_sizes(support, queries, num_classes, temperature);
-  const Tensor y = checked_labels(labels, queries, n.tasks, n.samples, n.classes);
-  const Tensor z = checked_labels(query_labels, queries, n.tasks, n.queries, n.classes, "query_labels");
-  const Tensor s = torch::stable::contiguous(support);
-  const Tensor q = torch::stable::contiguous(queries);
+  const PrototypeLogits n = checked_prototype_logits(support, labels, queries, num_classes, temperature);
+  check_label_values(n.labels, n.classes);
+  const Tensor z = shaped_labels(query_labels, queries, n.tasks, n.rows, "query_labels");
+  check_label_values(z, n.classes, "query_labels");
+  const Tensor& q = n.queries;
   Tensor losses = torch::stable::new_empty(q, {n.tasks});
-  Tensor logits = torch::stable::new_empty(q, {n.tasks, n.queries, n.classes});
-  Tensor gradient = torch::stable::new_empty(q, {n.tasks, n.queries, n.classes});
+  Tensor logits = torch::stable::new_empty(q, {n.tasks, n.rows, n.classes});
+  Tensor gradient = torch::stable::new_empty(q, {n.tasks, n.rows, n.classes});
   const int64_t* label = z.const_data_ptr<int64_t>();
   std::vector<double> counts(static_cast<size_t>(n.tasks));
-  for (int64_t i = 0; i < n.tasks * n.queries; ++i) counts[static_cast<size_t>(i / n.queries)] += label[i] >= 0;
-  const int64_t blocks = (n.queries + rows_a_block - 1) / rows_a_block;
+  for (int64_t i = 0; i < n.tasks * n.rows; ++i) counts[static_cast<size_t>(i / n.rows)] += label[i] >= 0;
+  const int64_t blocks = (n.rows + rows_a_block - 1) / rows_a_block;
   std::vector<double> sums(static_cast<size_t>(n.tasks * blocks));
   std::optional<Prototypes> found;
-  for_type(s, [&]<class T>(T) {
-    found = find_prototypes<T>(n, s, y);
+  for_type(q, [&]<class T>(T) {
+    found = find_prototypes<T>(n);
     const T* rows = q.const_data_ptr<T>();
     const T* means = found->means.const_data_ptr<T>();
     const T* packed = found->packed.const_data_ptr<T>();
     T* to_logits = logits.mutable_data_ptr<T>();
     T* to_gradient = gradient.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.queries, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
-      const int64_t row = t * n.queries + first;
+    for_blocks(n.tasks, n.rows, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
+      const int64_t row = t * n.rows + first;
       sums[static_cast<size_t>(t * blocks + first / rows_a_block)] = INNERLOOP_CALL(
           squared_distances_loss, rows + row * n.dim, means + t * n.classes * n.dim, packed + t * found->packed_size,
           last - first, n.classes, n.dim, static_cast<T>(-1 / temperature), label + row,
@@ -135,35 +119,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(Tensor sup
 std::tuple<Tensor, Tensor> prototype_logits_backward_cpu(Tensor gradient, std::optional<Tensor> scale, Tensor labels,
                                                          Tensor queries, Tensor means, Tensor weights,
                                                          double temperature) {
-  check_floating(means, "means");
-  check_dims(means, 3, "means");
-  const Sizes n = checked_sizes(means, queries, means.size(1), temperature);
-  for (const auto& [tensor, name] : {std::pair(gradient, "gradient"), std::pair(weights, "weights")}) {
-    check_floating(tensor, name);
-    check_same_type(tensor, means, name);
-  }
-  check_dims(gradient, 3, "gradient");
-  check_size(gradient, 0, n.tasks, "gradient");
-  check_size(gradient, 1, n.queries, "gradient");
-  check_size(gradient, 2, n.classes, "gradient");
-  check_dims(weights, 2, "weights");
-  check_size(weights, 0, n.tasks, "weights");
-  check_size(weights, 1, n.classes, "weights");
-  check_dims(labels, 2, "labels");
-  const int64_t samples = labels.size(1);
-  const Tensor y = checked_labels(labels, queries, n.tasks, samples, n.classes);
-  const Tensor g = torch::stable::contiguous(gradient);
-  const Tensor q = torch::stable::contiguous(queries);
-  const Tensor p = torch::stable::contiguous(means);
-  const Tensor w = torch::stable::contiguous(weights);
-  std::optional<Tensor> u;
-  if (scale) {
-    check_floating(*scale, "scale");
-    check_same_type(*scale, means, "scale");
-    check_dims(*scale, 1, "scale");
-    check_size(*scale, 0, n.tasks, "scale");
-    u = torch::stable::contiguous(*scale);
-  }
+  const PrototypeLogitsBackward n =
+      checked_prototype_logits_backward(gradient, scale, labels, queries, means, weights, temperature);
+  check_label_values(n.labels, n.classes);
+  const Tensor& q = n.queries;
+  const int64_t samples = n.samples;
   Tensor grad_support = torch::stable::new_empty(q, {n.tasks, samples, n.dim});
   Tensor grad_means = torch::stable::new_empty(q, {n.tasks, n.classes, n.dim});
   Tensor grad_queries = torch::stable::empty_like(q);
@@ -171,21 +131,21 @@ std::tuple<Tensor, Tensor> prototype_logits_backward_cpu(Tensor gradient, std::o
   want_huge_pages(grad_queries);
   const bool nontemporal = exceeds_caches(grad_queries);
   for_type(q, [&]<class T>(T) {
-    const T* upstream = g.const_data_ptr<T>();
+    const T* upstream = n.gradient.const_data_ptr<T>();
     const T* a = q.const_data_ptr<T>();
-    const T* b = p.const_data_ptr<T>();
-    const T* weight = w.const_data_ptr<T>();
-    const int64_t* label = y.const_data_ptr<int64_t>();
-    const T* factor = u ? u->const_data_ptr<T>() : nullptr;
+    const T* b = n.means.const_data_ptr<T>();
+    const T* weight = n.weights.const_data_ptr<T>();
+    const int64_t* label = n.labels.const_data_ptr<int64_t>();
+    const T* factor = n.scale ? n.scale->const_data_ptr<T>() : nullptr;
     T* to_queries = grad_queries.mutable_data_ptr<T>();
     T* to_means = grad_means.mutable_data_ptr<T>();
     T* to_support = grad_support.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.queries * n.classes, [&](int64_t i, int64_t first, int64_t last) {
+    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.rows * n.classes, [&](int64_t i, int64_t first, int64_t last) {
       const int64_t t = n.tasks - 1 - i;  // the loss has read these queries last: they may still be in a cache
-      const int64_t row = t * n.queries, mean = t * n.classes;
+      const int64_t row = t * n.rows, mean = t * n.classes;
       const double by = (factor == nullptr ? 1 : static_cast<double>(factor[t])) * -1 / temperature;
       INNERLOOP_CALL(squared_distances_backward, upstream + row * n.classes, static_cast<T>(by), a + row * n.dim,
-                     b + mean * n.dim, n.queries, n.classes, n.dim, first, last, nontemporal, to_queries + row * n.dim,
+                     b + mean * n.dim, n.rows, n.classes, n.dim, first, last, nontemporal, to_queries + row * n.dim,
                      to_means + mean * n.dim);
       INNERLOOP_CALL(class_means_backward, to_means + mean * n.dim, weight + mean, label + t * samples, samples, n.dim,
                      first, last, nontemporal, to_support + t * samples * n.dim);

@@ -5,23 +5,19 @@
 
 #include <tuple>
 
-#include "ops/checks.h"
 #include "ops/large_output.h"
 #include "ops/parallel.h"
+#include "ops/prototypes.h"
 
 namespace innerloop {
 namespace {
 
 // (means [T, N, D], 1 / number of samples of each class [T, N])
 std::tuple<Tensor, Tensor> prototypes_cpu(Tensor embeddings, Tensor labels, int64_t num_classes) {
-  check_floating(embeddings, "embeddings");
-  check_dims(embeddings, 3, "embeddings");
-  STD_TORCH_CHECK(num_classes >= 0, "num_classes must be at least 0");
-  const int64_t tasks = embeddings.size(0), samples = embeddings.size(1), dim = embeddings.size(2);
-  const Tensor x = torch::stable::contiguous(embeddings);
-  const Tensor y = checked_labels(labels, x, tasks, samples, num_classes);
-  Tensor means = torch::stable::new_empty(x, {tasks, num_classes, dim});
-  Tensor weights = torch::stable::new_empty(x, {tasks, num_classes});
+  const auto [x, y, tasks, samples, classes, dim] = checked_prototypes(embeddings, labels, num_classes);
+  check_label_values(y, classes);
+  Tensor means = torch::stable::new_empty(x, {tasks, classes, dim});
+  Tensor weights = torch::stable::new_empty(x, {tasks, classes});
   for_type(x, [&]<class T>(T) {
     const T* from = x.const_data_ptr<T>();
     const int64_t* label = y.const_data_ptr<int64_t>();
@@ -29,8 +25,8 @@ std::tuple<Tensor, Tensor> prototypes_cpu(Tensor embeddings, Tensor labels, int6
     T* weight = weights.mutable_data_ptr<T>();
     torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        INNERLOOP_CALL(class_means, from + t * samples * dim, label + t * samples, samples, num_classes, dim,
-                       to + t * num_classes * dim, weight + t * num_classes);
+        INNERLOOP_CALL(class_means, from + t * samples * dim, label + t * samples, samples, classes, dim,
+                       to + t * classes * dim, weight + t * classes);
       }
     });
   });
@@ -38,18 +34,8 @@ std::tuple<Tensor, Tensor> prototypes_cpu(Tensor embeddings, Tensor labels, int6
 }
 
 Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
-  check_floating(gradient, "gradient");
-  check_dims(gradient, 3, "gradient");
-  check_same_type(weights, gradient, "weights");
-  check_dims(weights, 2, "weights");
-  check_dims(labels, 2, "labels");
-  const int64_t tasks = gradient.size(0), classes = gradient.size(1), dim = gradient.size(2);
-  check_size(weights, 0, tasks, "weights");
-  check_size(weights, 1, classes, "weights");
-  const int64_t samples = labels.size(1);
-  const Tensor g = torch::stable::contiguous(gradient);
-  const Tensor w = torch::stable::contiguous(weights);
-  const Tensor y = checked_labels(labels, g, tasks, samples, classes);
+  const auto [g, w, y, tasks, samples, classes, dim] = checked_prototypes_backward(gradient, weights, labels);
+  check_label_values(y, classes);
   Tensor out = torch::stable::new_empty(g, {tasks, samples, dim});
   const bool nontemporal = exceeds_caches(out);
   for_type(g, [&]<class T>(T) {

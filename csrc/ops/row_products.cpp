@@ -5,43 +5,22 @@
 
 #include <algorithm>
 
-#include "ops/checks.h"
 #include "ops/large_output.h"
 #include "ops/parallel.h"
+#include "ops/row_products.h"
 
 namespace innerloop {
 namespace {
 
 constexpr int64_t row_block = 30;  // rows a thread takes at a time; a multiple of the kernels' tiles
 
-// Calls work(A{}, T{}) with the types of sums and of rows.
-template <class Work>
-void for_types(bool double_sums, const Tensor& rows, const Work& work) {
-  for_type(rows, [&]<class T>(T row) {
-    if (double_sums) {
-      work(double{}, row);
-    } else {
-      work(row, row);
-    }
-  });
-}
-
 // [T, A, B] of rows a [T, A, D] and b [T, B, D], in their type or in float64.
 Tensor inner_products_cpu(Tensor a, Tensor b, bool float64) {
-  check_floating(a, "a");
-  check_floating(b, "b");
-  check_same_type(b, a, "b");
-  check_dims(a, 3, "a");
-  check_dims(b, 3, "b");
-  check_size(b, 0, a.size(0), "b");
-  check_size(b, 2, a.size(2), "b");
-  const int64_t tasks = a.size(0), a_rows = a.size(1), b_rows = b.size(1), dim = a.size(2);
-  const Tensor left = torch::stable::contiguous(a);
-  const Tensor right = torch::stable::contiguous(b);
+  const auto [left, right, tasks, a_rows, b_rows, dim] = checked_inner_products(a, b);
   Tensor out =
       torch::stable::new_empty(left, {tasks, a_rows, b_rows}, float64 ? ScalarType::Double : left.scalar_type());
   const int64_t blocks = (a_rows + row_block - 1) / row_block;
-  for_types(float64, left, [&]<class A, class T>(A, T) {
+  for_sum_type(float64, left, [&]<class A, class T>(A, T) {
     A* to = out.mutable_data_ptr<A>();
     const T* x = left.const_data_ptr<T>();
     const T* y = right.const_data_ptr<T>();
@@ -58,10 +37,8 @@ Tensor inner_products_cpu(Tensor a, Tensor b, bool float64) {
 
 // [T, S, S] float64: the inner products of the rows [T, S, D] with one another, exactly symmetric.
 Tensor gram_matrix_cpu(Tensor rows) {
-  check_floating(rows, "rows");
-  check_dims(rows, 3, "rows");
-  const int64_t tasks = rows.size(0), count = rows.size(1), dim = rows.size(2);
-  const Tensor x = torch::stable::contiguous(rows);
+  const Tensor x = checked_rows(rows);
+  const int64_t tasks = x.size(0), count = x.size(1), dim = x.size(2);
   Tensor out = torch::stable::new_empty(x, {tasks, count, count}, ScalarType::Double);
   double* to = out.mutable_data_ptr<double>();
   const int64_t blocks = (count + row_block - 1) / row_block;
@@ -88,24 +65,13 @@ Tensor gram_matrix_cpu(Tensor rows) {
 
 // [T, A, D]: coefficients [T, A, B], float64 or of the type of the rows, times rows [T, B, D].
 Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
-  check_floating(rows, "rows");
-  check_floating(coefficients, "coefficients");
-  const bool float64 = coefficients.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(float64 || coefficients.scalar_type() == rows.scalar_type(),
-                  "coefficients must be float64 or have the dtype of rows");
-  check_dims(rows, 3, "rows");
-  check_dims(coefficients, 3, "coefficients");
-  check_size(coefficients, 0, rows.size(0), "coefficients");
-  check_size(coefficients, 2, rows.size(1), "coefficients");
-  const int64_t tasks = rows.size(0), in_rows = rows.size(1), dim = rows.size(2), out_rows = coefficients.size(1);
-  const Tensor c = torch::stable::contiguous(coefficients);
-  const Tensor x = torch::stable::contiguous(rows);
+  const auto [c, x, float64, tasks, out_rows, in_rows, dim] = checked_combine_rows(coefficients, rows);
   Tensor out = torch::stable::new_empty(x, {tasks, out_rows, dim});
   want_huge_pages(out);
   const bool nontemporal = exceeds_caches(out);
   constexpr int64_t block = 3072;  // columns; a multiple of the kernels' tiles
   const int64_t blocks = (dim + block - 1) / block;
-  for_types(float64, x, [&]<class A, class T>(A, T) {
+  for_sum_type(float64, x, [&]<class A, class T>(A, T) {
     const A* coefficient = c.const_data_ptr<A>();
     const T* from = x.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();

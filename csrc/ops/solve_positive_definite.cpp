@@ -1,11 +1,12 @@
 // solve_positive_definite: the symmetric positive definite system of each task, by Cholesky.
+#include "ops/solve_positive_definite.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "kernels/cholesky.h"
-#include "ops/checks.h"
 #include "ops/parallel.h"
 
 namespace innerloop {
@@ -13,18 +14,7 @@ namespace {
 
 // [T, M, N] float64: matrix⁻¹ right, of matrix [T, M, M] (its upper triangle counts) and right [T, M, N].
 Tensor solve_positive_definite_cpu(Tensor matrix, Tensor right) {
-  check_floating(matrix, "matrix");
-  check_floating(right, "right");
-  STD_TORCH_CHECK(matrix.scalar_type() == ScalarType::Double, "matrix must be float64");
-  check_same_type(right, matrix, "right");
-  check_dims(matrix, 3, "matrix");
-  check_dims(right, 3, "right");
-  const int64_t tasks = matrix.size(0), size = matrix.size(1), columns = right.size(2);
-  check_size(matrix, 2, size, "matrix");
-  check_size(right, 0, tasks, "right");
-  check_size(right, 1, size, "right");
-  const Tensor a = torch::stable::contiguous(matrix);
-  const Tensor b = torch::stable::contiguous(right);
+  const auto [a, b, tasks, size, columns] = checked_systems(matrix, right);
   Tensor out = torch::stable::empty_like(b);
   const double* given = a.const_data_ptr<double>();
   const double* sides = b.const_data_ptr<double>();
@@ -42,12 +32,7 @@ Tensor solve_positive_definite_cpu(Tensor matrix, Tensor right) {
       if (rows == size) INNERLOOP_CALL(cholesky_solve, factor.data(), size, solution, columns);
     }
   });
-  for (int64_t t = 0; t < tasks; ++t) {
-    STD_TORCH_CHECK(reached[static_cast<size_t>(t)] == size, "the ", size, " × ", size, " matrix of task ", t,
-                    " is not positive definite in float64 (row ", reached[static_cast<size_t>(t)],
-                    "): its embeddings are not finite, or regularization is too small beside their inner products. "
-                    "Raise regularization, or scale the embeddings");
-  }
+  check_reached(reached.data(), tasks, size);
   return out;
 }
 

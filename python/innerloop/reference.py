@@ -106,7 +106,8 @@ def ridge_head(
     targets = labels if labels.is_floating_point() else one_hot(labels, num_classes, support.dtype)
     if mask is not None:
         support, targets = torch.where(mask[..., None], support, 0), torch.where(mask[..., None], targets, 0)
-    system = support.mT @ support + regularization * torch.eye(support.shape[2], dtype=support.dtype)
+    eye = torch.eye(support.shape[2], dtype=support.dtype, device=support.device)
+    system = support.mT @ support + regularization * eye
     return queries @ solve_positive_definite(system, support.mT @ targets)
 
 

@@ -115,5 +115,5 @@ def check_every_class(labels: Tensor, name: str, num_classes: int) -> None:
 
 def values_are_known(tensor: Tensor) -> bool:
     """Not so of a tensor under torch.compile, where a look at values would break the graph, or under torch.func.vmap.
-    There the kernels check what they must."""
+    There the CPU's kernels check what they must, and for CUDA's a label out of range is of no class."""
     return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor))

@@ -30,8 +30,8 @@ def coordinate_lstm(
     coordinate's gradient g as (log|g|/p, sign g) where |g| ≥ e⁻ᵖ, and (−1, eᵖ g) elsewhere (appendix A); its output is
     the update, a linear function of the second layer's hidden state. Rows of a layer's weights are the gates in
     torch's order: input, forget, cell, output. Differentiable once in every tensor, in one pass back through all
-    steps that keeps no activations; a second derivative raises. With averaged > 0, on CUDA, in forward mode and under
-    torch.func, where plain torch computes it, it is differentiable to any order.
+    steps that keeps no activations; a second derivative raises. With averaged > 0, in forward mode, under torch.func
+    and on a device without a kernel, where plain torch computes it, it is differentiable to any order.
 
     Args:
         gradients: of K steps, [K, C] float32 or float64.
