@@ -20,17 +20,21 @@ from command_line import CommandLine
 from innerloop.ops import maml as native
 
 
+#: Markers of tests that run where an option of that name asks for them.
+OPTIONAL = ("slow", "sanitizers")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    for marker in OPTIONAL:
+        parser.addoption(f"--{marker}", action="store_true", help=f"run the tests marked {marker} too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: run with --slow")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    for marker in OPTIONAL:
+        if not config.getoption(f"--{marker}"):
+            for item in items:
+                if marker in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason=f"{marker}: run with --{marker}"))
 
 
 @pytest.fixture

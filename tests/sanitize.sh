@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer: ./dev sanitize [PYTEST ARGS].
+# The emulated CUDA kernels under ThreadSanitizer, AddressSanitizer and UndefinedBehaviorSanitizer, then the op tests under
+# the latter two: ./dev sanitize. With PYTEST ARGS the second alone, on these tests.
 # The package is built a second time, into an environment of its own that borrows torch and the test tools from .venv.
 # Leaks are not looked for: Python and torch leave many.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+[ $# -gt 0 ] || python -m pytest -q --sanitizers -m sanitizers
 
 place=$PWD/.cache/sanitize
 [ -x "$place/venv/bin/python" ] || python -m venv --without-pip "$place/venv"

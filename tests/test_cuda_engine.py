@@ -273,7 +273,7 @@ def test_a_step_is_captured_in_a_cuda_graph(cuda: torch.device) -> None:
 # --- under sanitizers -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.sanitizers
 @pytest.mark.parametrize("flavour", ["tsan", "asan"])
 def test_the_engine_under_sanitizers(flavour: str) -> None:
     done = run_under_sanitizer(flavour, emulated.build(flavour), Path(__file__))

@@ -45,7 +45,7 @@ def test_a_barrier_that_some_threads_never_reach_is_an_error() -> None:
     assert done.stdout == "emulation: some threads wait at a barrier that others of their block never reach\n"
 
 
-@pytest.mark.slow
+@pytest.mark.sanitizers
 @pytest.mark.parametrize("flavour", ["tsan", "asan"])
 def test_every_op_under_sanitizers(flavour: str) -> None:
     """The op cases on emulated kernels, in a process of their own that the sanitizer watches."""
