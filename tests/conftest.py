@@ -19,7 +19,6 @@ import emulated
 from command_line import CommandLine
 from innerloop.ops import maml as native
 
-
 #: Markers of tests that run where an option of that name asks for them.
 OPTIONAL = ("slow", "sanitizers")
 
