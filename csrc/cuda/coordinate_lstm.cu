@@ -176,9 +176,10 @@ __device__ void backward(const CoordinateLstm<T>& net, const Layout& at, Column<
   for (int64_t r = 0; r < 4 * H; ++r) g.start[r * C + c] = column.at(h1 + r, 0);
 }
 
-// A block for each of the ranges first_range … first_range + ranges - 1.
+// A block for each of the ranges first_range … first_range + ranges - 1. (For one block at a time: where ptxas makes
+// room for more, it spills registers for some architectures.)
 template <class T>
-__global__ void __launch_bounds__(range)
+__global__ void __launch_bounds__(range, 1)
     coordinate_lstm_kernel(const CoordinateLstm<T> net, const Layout layout, int64_t first_range, int64_t ranges,
                            T* memory, T* updates, T* last) {
   const int64_t H = net.hidden, slot = net.steps % layout.slots;
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(range)
 
 // The same; leaves what the weights' gradients are made of in the ranges' memory.
 template <class T>
-__global__ void __launch_bounds__(range)
+__global__ void __launch_bounds__(range, 1)
     coordinate_lstm_backward_kernel(const CoordinateLstm<T> net, const Layout layout, int64_t first_range,
                                     int64_t ranges, T* memory, const CoordinateLstmGradients<T> gradients) {
   T* no_updates = nullptr;
