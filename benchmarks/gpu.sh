@@ -13,7 +13,7 @@
 #
 # A step that fails or takes too long is noted, and the next one runs; the script fails in the end.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 result=${1:-benchmarks/results/gpu.txt}
 python=${PYTHON:-python3}
@@ -51,7 +51,7 @@ run() {
   build || failed+=(build)
   "$python" -m innerloop info
   export OMP_NUM_THREADS=1
-  INNERLOOP_REQUIRE_CUDA=1 step tests 180 "$python" -m pytest -q -k "not emulated" tests/test_cuda_ops.py
+  INNERLOOP_REQUIRE_CUDA=1 step tests 180 "$python" -m pytest -q -k "not emulated" tests/test_cuda_ops.py tests/test_cuda_engine.py
   for tool in memcheck racecheck synccheck; do
     step "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" tests/op_cases.py cuda
   done
