@@ -97,7 +97,7 @@ def test_resuming_gives_every_process_the_checkpoint(found: list[dict[str, Any]]
 
 
 def torchrun(run: Path) -> list[str]:
-    training = "train maml --data sinusoid --steps 60 --meta-batch-size 5 --validate-every 20 --validation-episodes 20"
+    training = "train maml --data sinusoid --steps 600 --meta-batch-size 5 --validate-every 20 --validation-episodes 20"
     return [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "--standalone",
         "-m", "innerloop", *training.split(), "--inner-lr", "0.01", "--episodes", "30", "--run-folder", str(run),

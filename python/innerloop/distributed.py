@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 
 def world_size() -> int:
@@ -34,7 +35,11 @@ def is_launched() -> bool:
 
 def is_restarted() -> bool:
     """Whether torchrun started this process in place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -43,7 +48,10 @@ def process_group() -> Iterator[None]:
     if not is_launched():
         yield
         return
-    dist.init_process_group()
+    # torchrun keeps its store over a restart: by keys of its own, no process takes the address of a dead one from it.
+    store, own_rank, size = next(rendezvous("env://"))
+    attempt = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]  # documented as this
+    dist.init_process_group(store=attempt, rank=own_rank, world_size=size)
     try:
         yield
     finally:
