@@ -24,7 +24,7 @@ from rivals.torch_parts import batch
 from workloads import WORKLOADS, Workload, make_model
 
 #: Workload → tasks of a process.
-TASKS = {"mlp784-k5": 32, "omniglot-k1": 4, "miniimagenet-k5": 1, "resnet12-k1": 1}
+TASKS = {"mlp784-k5": 32, "omniglot-k1": 4, "miniimagenet-k5": 1}
 ROUNDS = 9
 
 
