@@ -86,7 +86,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(Tensor sup
   Tensor gradient = torch::stable::new_empty(q, {n.tasks, n.rows, n.classes});
   const int64_t* label = z.const_data_ptr<int64_t>();
   std::vector<double> counts(static_cast<size_t>(n.tasks));
-  for (int64_t i = 0; i < n.tasks * n.rows; ++i) counts[static_cast<size_t>(i / n.rows)] += label[i] >= 0;
+  for (int64_t t = 0; t < n.tasks; ++t) {
+    for (int64_t i = 0; i < n.rows; ++i) counts[static_cast<size_t>(t)] += label[t * n.rows + i] >= 0;
+  }
   const int64_t blocks = (n.rows + rows_a_block - 1) / rows_a_block;
   std::vector<double> sums(static_cast<size_t>(n.tasks * blocks));
   std::optional<Prototypes> found;
