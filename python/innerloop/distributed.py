@@ -50,7 +50,8 @@ def process_group() -> Iterator[None]:
         return
     # torchrun keeps its store over a restart: by keys of its own, no process takes the address of a dead one from it.
     store, own_rank, size = next(rendezvous("env://"))
-    attempt = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]  # documented as this
+    # Public by torch's documentation; torch.distributed only does not list it for type checkers.
+    attempt = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(store=attempt, rank=own_rank, world_size=size)
     try:
         yield
@@ -69,6 +70,12 @@ def add_up(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def add_up_gradients(parameters: Iterable[nn.Parameter], weight: float) -> None:

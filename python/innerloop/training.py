@@ -19,7 +19,7 @@ from torch import nn
 from innerloop.atomic import write_atomically
 from innerloop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from innerloop.contract import Algorithm, Dataset, Result
-from innerloop.distributed import add_up, add_up_gradients, copy_from_first, rank, share, world_size
+from innerloop.distributed import add_up, add_up_gradients, copy_from_first, rank, share, wait_for_all, world_size
 from innerloop.evaluation import evaluate
 from innerloop.tasks import TaskBatch
 
@@ -271,13 +271,10 @@ class _Trainer:
         self.validation = validation
         self.validation_ways = validation_ways
         self.run = run
+        self.output = run if rank() == 0 else None  # the same, in the process that writes it
         self.history = History()
         self._unwritten: list[dict[str, Any]] = []
         self._events: Events | None = None
-
-    @property
-    def _writes(self) -> bool:
-        return self.run is not None and rank() == 0
 
     def close(self) -> None:
         if self._events is not None:
@@ -298,9 +295,9 @@ class _Trainer:
                 raise ValueError("resume needs the run folder: run is None")
             copy_from_first(self.algorithm.state_dict().values())
             return 0
-        is_new = rank() == 0 and self._prepare_folder(self.run, resume)
-        add_up(torch.tensor(0))  # the others wait until the folder is ready, and begin from what it holds
-        return 0 if is_new else self._resume(self.run / LATEST)
+        is_new = self.output is not None and self._prepare_folder(self.output, resume)
+        wait_for_all()  # the other processes begin from what the folder holds now
+        return 0 if is_new else self._resume(self.run)
 
     def _prepare_folder(self, run: Path, resume: bool) -> bool:
         """Whether it holds a run that begins here."""
@@ -311,11 +308,12 @@ class _Trainer:
             unfinished.unlink()
         if latest.exists():
             return False
-        self._save(0)
+        self._save(run, 0)
         write_atomically(run / METRICS, b"")
         return True
 
-    def _resume(self, latest: Path) -> int:
+    def _resume(self, run: Path) -> int:
+        latest = run / LATEST
         state = load_checkpoint(latest, self.algorithm, self.optimizer)
         for name, value in asdict(self.settings).items():
             if state["settings"].get(name) != value:
@@ -324,7 +322,7 @@ class _Trainer:
                     "a run is resumed with its own settings"
                 )
         self.history.validations = state["validations"]
-        self._forget_metrics_after(state["step"])
+        self._forget_metrics_after(run, state["step"])
         step: int = state["step"]
         return step
 
@@ -371,47 +369,43 @@ class _Trainer:
             entry = {"step": done, "mean": record.mean, "ci95": record.ci95, "metric": record.metric}
             self.history.validations.append(entry)
             self._unwritten.append({"validation": entry})
-            if self._writes and self.history.best(record.higher_is_better) is entry:
-                assert self.run is not None
-                save_checkpoint(self.run / BEST, self.algorithm, entry)
-        if self._writes:
-            assert self.run is not None
+            if self.output is not None and self.history.best(record.higher_is_better) is entry:
+                save_checkpoint(self.output / BEST, self.algorithm, entry)
+        if self.output is not None:
             # Metrics first: what they say beyond the checkpoint is dropped when a run resumes.
-            with (self.run / METRICS).open("a", encoding="utf-8") as file:
+            with (self.output / METRICS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in self._unwritten)
             if self._events is not None:
                 self._events.write(self._unwritten)
             self._unwritten = []
-            self._save(done)
+            self._save(self.output, done)
 
-    def _save(self, done: int) -> None:
-        assert self.run is not None
+    def _save(self, run: Path, done: int) -> None:
         state = {"step": done, "validations": self.history.validations, "settings": asdict(self.settings)}
-        save_checkpoint(self.run / LATEST, self.algorithm, state, self.optimizer)
+        save_checkpoint(run / LATEST, self.algorithm, state, self.optimizer)
 
-    def _forget_metrics_after(self, step: int) -> None:
-        assert self.run is not None
-        kept = [record for record in read_metrics(self.run) if record.get("validation", record)["step"] <= step]
+    def _forget_metrics_after(self, run: Path, step: int) -> None:
+        kept = [record for record in read_metrics(run) if record.get("validation", record)["step"] <= step]
         self.history.steps = [record for record in kept if "validation" not in record]
-        if self._writes:
+        if self.output is not None:
             lines = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self.run / METRICS, lines.encode())
+            write_atomically(self.output / METRICS, lines.encode())
 
 
 def _of_whole_batch(result: Result, batch: _Share) -> Result:
     """The result with loss, task losses and accuracies of all processes' tasks."""
     if world_size() == 1:
         return result
-    accuracies = result.task_accuracies
     table = torch.zeros(3, batch.total, dtype=torch.float64)  # float64 holds every float32 as it is
     places = slice(batch.places.start, batch.places.stop)
     count = len(batch.places)
     table[0, places] = result.task_losses[:count].double().cpu()
-    if accuracies is not None:
-        table[1, places] = accuracies[:count].double().cpu()
+    if result.task_accuracies is not None:
+        table[1, places] = result.task_accuracies[:count].double().cpu()
     table[2, 0] = batch.weight * float(result.loss.detach()) if count else 0.0
-    losses, shares, (loss, *_) = add_up(table).to(result.loss).unbind()
-    return replace(result, loss=loss, task_losses=losses, task_accuracies=None if accuracies is None else shares)
+    losses, accuracies, (loss, *_) = add_up(table).to(result.loss).unbind()
+    known = None if result.task_accuracies is None else accuracies
+    return replace(result, loss=loss, task_losses=losses, task_accuracies=known)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
