@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def run_all(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=SIZE)
     cases: dict[str, Callable[[], Any]] = {
-        **{name: lambda name=name: train(name) for name in ALGORITHMS},  # type: ignore[misc]
+        **{name: partial(train, name) for name in ALGORITHMS},
         "on batches": train_on_batches,
         "in a folder": lambda: train("maml", folder / "run"),
         "evaluate": evaluate,

@@ -100,10 +100,8 @@ def evaluate(
                 score, source = _score_embedded, embed(algorithm, tasks)
             chunks = _episodes(source, ways, shots, queries, seed, episodes)
         else:
-            chunks = ((len(batch), lambda batch=batch: batch) for batch in tasks)  # type: ignore[misc]
+            chunks = _batches(tasks)
         values, is_classification = _scores(chunks, partial(score, algorithm), distributed)
-        if isinstance(tasks, Dataset):
-            is_classification = tasks.target_shape is None
         steps = getattr(algorithm, "inner_steps", None)
     drawn = isinstance(tasks, Dataset)  # only then are these numbers known
     if len(values) < 2:
@@ -166,6 +164,15 @@ def _episodes(dataset: Dataset, ways: int, shots: int, queries: int, seed: int, 
     for first in range(0, episodes, CHUNK):
         count = min(CHUNK, episodes - first)
         yield count, partial(dataset.sample, count, ways, shots, queries, seed, first_task=first)
+
+
+def _batches(batches: Iterable[TaskBatch]) -> Iterator[_Chunk]:
+    for batch in batches:
+        yield len(batch), partial(_as_it_is, batch)
+
+
+def _as_it_is(batch: TaskBatch) -> TaskBatch:
+    return batch
 
 
 def _scores(
