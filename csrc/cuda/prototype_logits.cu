@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "cuda/block_sum.h"
 #include "cuda/class_means.h"
 #include "cuda/distance_gradient.h"
 #include "cuda/pair_sums.h"
@@ -40,20 +41,6 @@ std::tuple<Tensor, Tensor, Tensor> prototype_logits_cuda(Tensor support, Tensor 
   const Device device(n.queries);
   const Logits found = logits_of(device, "prototype_logits", n, temperature);
   return {found.logits, found.means, found.weights};
-}
-
-// The sum of value over the threads of a block, a power of two of them, in an order that is always the same. Every
-// thread gets it. memory holds a number for each thread.
-__device__ double block_sum(double value, double* memory) {
-  memory[threadIdx.x] = value;
-  __syncthreads();
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) memory[threadIdx.x] += memory[threadIdx.x + half];
-    __syncthreads();
-  }
-  const double sum = memory[0];
-  __syncthreads();
-  return sum;
 }
 
 // Device code may not call std::numeric_limits' functions.

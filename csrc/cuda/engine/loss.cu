@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "cuda/block_sum.h"
 #include "cuda/engine/each.h"
 #include "cuda/engine/loss.h"
 
@@ -59,7 +60,7 @@ __device__ double squared_error(const LossInput<T>& in, const T* y, const T* tar
 // A block for each task, its threads by turns at the samples.
 template <class T>
 __global__ void loss_kernel(const LossInput<T> in, const T* y, const T weight, double* losses, double* sums, T* dy) {
-  __shared__ double totals[loss_threads];
+  __shared__ double memory[loss_threads];
   const int64_t task = blockIdx.x, samples = in.targets.samples;
   const T valid = in.targets.valid[task];
   double total = 0;
@@ -77,14 +78,8 @@ __global__ void loss_kernel(const LossInput<T> in, const T* y, const T weight, d
                  : squared_error(in, y + index * in.outputs, in.targets.values + index * in.outputs, weight / valid,
                                  gradient);
   }
-  totals[threadIdx.x] = total;
-  __syncthreads();
-  for (unsigned half = loss_threads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) totals[threadIdx.x] += totals[threadIdx.x + half];
-    __syncthreads();
-  }
+  const double mean = block_sum(total, memory) / static_cast<double>(valid);
   if (threadIdx.x != 0) return;
-  const double mean = totals[0] / static_cast<double>(valid);
   if (losses != nullptr) losses[task] = mean;
   if (sums != nullptr) sums[task] += static_cast<double>(weight) * mean;
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/block_sum.h"
 #include "cuda/engine/each.h"
 #include "cuda/engine/parameter_kernels.h"
 
@@ -113,7 +114,7 @@ struct SubtractProducts {
 // Of one α for the parameter: a block for each task (x) of each operand (y) sums its products.
 template <class T>
 __global__ void sum_products_kernel(const Batch<T> batch, const int64_t tasks, double* sums) {
-  __shared__ double totals[threads_a_block];
+  __shared__ double memory[threads_a_block];
   const Operand<T> o = batch.each[blockIdx.y];
   const int64_t task = blockIdx.x;
   double total = 0;
@@ -122,13 +123,8 @@ __global__ void sum_products_kernel(const Batch<T> batch, const int64_t tasks, d
       total += static_cast<double>(o.from[task * o.size + i] * o.other[task * o.size + i]);
     }
   }
-  totals[threadIdx.x] = total;
-  __syncthreads();
-  for (unsigned half = threads_a_block / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) totals[threadIdx.x] += totals[threadIdx.x + half];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) sums[blockIdx.y * tasks + task] = totals[0];
+  total = block_sum(total, memory);
+  if (threadIdx.x == 0) sums[blockIdx.y * tasks + task] = total;
 }
 
 template <class T>
