@@ -137,7 +137,7 @@ class Executor {
   }
 
   void add_support_loss(T u) {
-    each(device_, tasks_, AddScaledLosses{support_losses_, static_cast<double>(u), task_losses_});
+    each(device_, tasks_, AddScaledValues<double>{support_losses_, static_cast<double>(u), task_losses_});
   }
 
   void query_pass(int64_t k, T weight, bool backward_too) {

@@ -172,7 +172,6 @@ struct SumValues {
   }
 };
 
-template <class T>
 struct Count {
   int64_t count = 0;
   __device__ void operator()(int64_t, int64_t) { ++count; }
@@ -198,7 +197,7 @@ struct SumShares {
   const T* dy;
   T value = 0;
   __device__ void operator()(int64_t element, int64_t) {
-    Count<T> valid;
+    Count valid;
     if (divisor == 0) windows.for_window(element, valid);
     value += dy[element] / static_cast<T>(divisor > 0 ? divisor : valid.count);
   }

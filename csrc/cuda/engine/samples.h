@@ -51,13 +51,6 @@ struct AddScaledValues {
   __device__ void operator()(int64_t i) const { to[i] += scale * from[i]; }
 };
 
-struct AddScaledLosses {
-  const double* from;
-  double scale;
-  double* to;
-  __device__ void operator()(int64_t i) const { to[i] += scale * from[i]; }
-};
-
 template <class T>
 struct StoreLosses {
   const double* from;
