@@ -10,6 +10,11 @@
 namespace innerloop::gpu {
 namespace {
 
+struct NormPlace {  // of an element of x or of y
+  int64_t task, row, c;
+  int64_t tc;  // of its task's channel in the state
+};
+
 // x is [tasks][samples][height][width][channels]; y has a pixel for every window; m, r and the rest of the state are
 // [tasks][channels].
 struct NormShape {
@@ -18,6 +23,12 @@ struct NormShape {
 
   __host__ __device__ int64_t x_rows() const { return samples * height * width; }
   __host__ __device__ int64_t y_rows() const { return samples * y_height * y_width; }
+
+  // Of element i of x or of y, of which a task has so many rows.
+  __device__ NormPlace place(int64_t i, int64_t rows) const {
+    const int64_t c = i % channels, task = i / channels / rows;
+    return {task, i / channels % rows, c, task * channels + c};
+  }
 
   // The element of x at a position of the window of pixel `row` of y.
   __device__ int64_t in_window(int64_t task, int64_t row, int64_t c, int64_t position) const {
@@ -142,9 +153,7 @@ struct Normalise {
   T* y;
   T* chosen;  // null: not wanted
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % in.shape.channels, row_of_all = i / in.shape.channels;
-    const int64_t row = row_of_all % in.shape.y_rows(), task = row_of_all / in.shape.y_rows();
-    const int64_t tc = task * in.shape.channels + c;
+    const auto [task, row, c, tc] = in.shape.place(i, in.shape.y_rows());
     const T gamma = in.scale(tc), beta = in.beta ? in.beta[tc] : T(0);
     T largest = 0;
     int64_t found = -1;
@@ -217,9 +226,7 @@ struct InputGradient {
   int64_t pixels;
   T* dx;
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % in.shape.channels, row_of_all = i / in.shape.channels;
-    const int64_t row = row_of_all % in.shape.x_rows(), task = row_of_all / in.shape.x_rows();
-    const int64_t tc = task * in.shape.channels + c;
+    const auto [task, row, c, tc] = in.shape.place(i, in.shape.x_rows());
     if (!in.is_valid(task, row)) {
       dx[i] = 0;
       return;
@@ -265,9 +272,8 @@ struct OutputTangent {  // ẏ = γ̇ x̂ + γ x̂′ + β̇
   NormDirection<T> along;
   T* y;
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % in.shape.channels, row_of_all = i / in.shape.channels;
-    const int64_t row = row_of_all % in.shape.y_rows(), task = row_of_all / in.shape.y_rows();
-    const int64_t tc = task * in.shape.channels + c, x = in.source(task, row, c, i);
+    const auto [task, row, c, tc] = in.shape.place(i, in.shape.y_rows());
+    const int64_t x = in.source(task, row, c, i);
     T value = 0;
     if (x >= 0) {
       value = in.scale(tc) * along.normalised(in, x, tc);
@@ -305,9 +311,7 @@ struct InputGradientTangent {
   const T* G_tangent;
   T* dx;
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % in.shape.channels, row_of_all = i / in.shape.channels;
-    const int64_t row = row_of_all % in.shape.x_rows(), task = row_of_all / in.shape.x_rows();
-    const int64_t tc = task * in.shape.channels + c;
+    const auto [task, row, c, tc] = in.shape.place(i, in.shape.x_rows());
     if (!in.is_valid(task, row)) {
       dx[i] = 0;
       return;
