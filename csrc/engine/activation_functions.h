@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "program/program.h"
+
 // Where nvcc compiles this, kernels call these functions too.
 #ifdef __CUDACC__
 #define INNERLOOP_HOST_DEVICE __host__ __device__
@@ -87,5 +89,22 @@ struct GeluTanh {  // x (1 + tanh u)/2 with u = √(2/π) (x + 0.044715 x³)
     return (1 - h * h) * (u1 + T(0.5) * x * (u2 - 2 * h * u1 * u1));
   }
 };
+
+// Calls work(f) with the function of an activation node, and returns what that returns.
+template <class T, class Work>
+auto with_activation(const Node& node, const Work& work) {
+  switch (node.kind) {
+    case Kind::relu:
+      return work(ReLU<T>{});
+    case Kind::leaky_relu:
+      return work(LeakyReLU<T>{static_cast<T>(node.number)});
+    case Kind::tanh:
+      return work(Tanh<T>{});
+    case Kind::sigmoid:
+      return work(Sigmoid<T>{});
+    default:  // gelu
+      return node.flag ? work(GeluTanh<T>{}) : work(GeluErf<T>{});
+  }
+}
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -21,14 +21,7 @@ void apply_smooth(const Node& activation, int64_t size, T* y, T* slope, T* curva
       if (curvature) curvature[i] = f.curvature(z);
     }
   };
-  switch (activation.kind) {
-    case Kind::tanh:
-      return apply(Tanh<T>{});
-    case Kind::sigmoid:
-      return apply(Sigmoid<T>{});
-    default:  // gelu
-      return activation.flag ? apply(GeluTanh<T>{}) : apply(GeluErf<T>{});
-  }
+  with_activation<T>(activation, apply);
 }
 
 // The loss of outputs y [outputs][N][L] against targets of the same shape: values, or for cross-entropy distributions

@@ -74,29 +74,13 @@ class Activation final : public Layer<T> {
   const int64_t size_;
 };
 
-template <class Function, class T>
-std::unique_ptr<Layer<T>> made(Function function, const Node& node, const LayerContext<T>& context) {
-  return std::make_unique<Activation<T, Function>>(function, node, context);
-}
-
 }  // namespace
 
 template <class T>
 std::unique_ptr<Layer<T>> make_activation(const Node& node, const LayerContext<T>& context) {
-  switch (node.kind) {
-    case Kind::relu:
-      return made(ReLU<T>{}, node, context);
-    case Kind::leaky_relu:
-      return made(LeakyReLU<T>{static_cast<T>(node.number)}, node, context);
-    case Kind::tanh:
-      return made(Tanh<T>{}, node, context);
-    case Kind::sigmoid:
-      return made(Sigmoid<T>{}, node, context);
-    case Kind::gelu:
-      return node.flag ? made(GeluTanh<T>{}, node, context) : made(GeluErf<T>{}, node, context);
-    default:
-      STD_TORCH_CHECK(false, kind_name(node.kind), " has no CUDA form");
-  }
+  return with_activation<T>(node, [&]<class Function>(const Function& f) -> std::unique_ptr<Layer<T>> {
+    return std::make_unique<Activation<T, Function>>(f, node, context);
+  });
 }
 
 template std::unique_ptr<Layer<float>> make_activation(const Node&, const LayerContext<float>&);

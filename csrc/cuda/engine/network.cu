@@ -64,8 +64,14 @@ std::unique_ptr<Layer<T>> make_layer(const Step& step, const LayerContext<T>& co
       return make_flatten(*node(0), context);
     case Kind::add:
       return make_add(*node(0), context);
-    default:
+    case Kind::relu:
+    case Kind::leaky_relu:
+    case Kind::gelu:
+    case Kind::tanh:
+    case Kind::sigmoid:
       return make_activation(*node(0), context);
+    default:
+      STD_TORCH_CHECK(false, kind_name(node(0)->kind), " has no CUDA form");
   }
 }
 
