@@ -58,7 +58,7 @@ class BlocksWorker final : public Worker {
   // --- the operations of the recurrence ---------------------------------------------------------
 
   void support_pass(int64_t k) {
-    PassMemory<T>& pass = support_pass_of(k);
+    Pass<T>& pass = support_pass_of(k);
     // ∇L_support(θ₀) is a part of the meta-gradient where u is not 0: then all of it is wanted, not what is adapted
     // alone, and what arrives at the boundary counts.
     const bool whole = k == 0 && backward_ && request_.support_weight != 0;
@@ -68,7 +68,7 @@ class BlocksWorker final : public Worker {
     T* gradient = gradient_of_step(k);
     std::fill(gradient, gradient + plan_.moving_size, T(0));
     if (!plan_.moves[static_cast<size_t>(output_)]) {
-      if (whole && is_boundary(output_)) {
+      if (whole && plan_.is_boundary(output_)) {
         add_scaled(dy, dense_size(output_, pass.samples), request_.support_weight,
                    fixed(Side::support).gradients[output_i()]);
       }
@@ -107,7 +107,7 @@ class BlocksWorker final : public Worker {
 
   void query_pass(int64_t k, T weight, bool backward_too) {
     if (request_.query.x == nullptr) return;
-    PassMemory<T>* statistics = nullptr;
+    Pass<T>* statistics = nullptr;
     if (plan_.moving_statistics) {
       statistics = &statistics_;
       forward(Part::moving, theta_of(k), k, statistics_, nullptr);
@@ -121,7 +121,7 @@ class BlocksWorker final : public Worker {
     }
     if (!backward_too) return;
     if (!plan_.moves[output_i()]) {
-      if (is_boundary(output_)) {
+      if (plan_.is_boundary(output_)) {
         add_scaled(dy, dense_size(output_, query_.samples), T(1), fixed(Side::query).gradients[output_i()]);
       }
       return;
@@ -204,11 +204,10 @@ class BlocksWorker final : public Worker {
   const ValueLayout& output_layout() const { return at(plan_.values, output_); }
   size_t output_i() const { return static_cast<size_t>(output_); }
   bool keeps_thetas() const { return backward_; }
-  bool is_boundary(int value) const { return std::ranges::find(plan_.boundary, value) != plan_.boundary.end(); }
   int64_t dense_size(int value, int64_t samples) const { return samples * at(plan_.values, value).dense_size(); }
 
-  PassMemory<T>& fixed(Side side) { return side == Side::support ? fixed_support_ : fixed_query_; }
-  PassMemory<T>& support_pass_of(int64_t k) { return supports_[keeps_passes_ ? static_cast<size_t>(k) : 0]; }
+  Pass<T>& fixed(Side side) { return side == Side::support ? fixed_support_ : fixed_query_; }
+  Pass<T>& support_pass_of(int64_t k) { return supports_[keeps_passes_ ? static_cast<size_t>(k) : 0]; }
   const T* theta_of(int64_t k) const {
     if (k == 0) return initial_;
     return keeps_thetas() ? thetas_[static_cast<size_t>(k) - 1] : thetas_[0];
@@ -221,13 +220,14 @@ class BlocksWorker final : public Worker {
   void allocate() {
     const int64_t K = request_.steps, S = request_.support.count, Q = request_.query.count;
     const size_t passes = static_cast<size_t>(keeps_passes_ ? std::max<int64_t>(K, 1) : 1);
-    PassAllocator<T> take(engine_, layers_, memory_);
-    fixed_support_ = take.fixed(Side::support, S);
-    fixed_query_ = take.fixed(Side::query, Q);
-    for (size_t k = 0; k < passes; ++k) supports_.push_back(take.moving(Side::support, S, fixed_support_));
-    query_ = take.moving(Side::query, Q, fixed_query_);
-    if (plan_.moving_statistics) statistics_ = take.moving(Side::support, S, fixed_support_);
-    if (keeps_passes_) tangent_ = take.tangent(S);
+    const PassMemory<T> memory(plan_, layers_, memory_);
+    const PassMaker<T, PassMemory<T>> make(plan_, request_, plan_.input, memory);
+    fixed_support_ = make.fixed(Side::support, S);
+    fixed_query_ = make.fixed(Side::query, Q);
+    for (size_t k = 0; k < passes; ++k) supports_.push_back(make.moving(fixed_support_));
+    query_ = make.moving(fixed_query_);
+    if (plan_.moving_statistics) statistics_ = make.moving(fixed_support_);
+    if (keeps_passes_) tangent_ = make.tangent(fixed_support_);
     for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
 
     const int64_t size = plan_.moving_size;
@@ -248,7 +248,7 @@ class BlocksWorker final : public Worker {
 
   // v ← v + H_support(θ_k)·direction, after the support pass.
   void add_product_along_direction(int64_t k) {
-    PassMemory<T>& pass = support_pass_of(k);
+    Pass<T>& pass = support_pass_of(k);
     forward_tangent(theta_of(k), k, pass);
     loss_.tangent(outputs(pass), tangent_.values[output_i()], pass.samples, tangent_.gradients[output_i()]);
     backward_tangent(theta_of(k), k, pass, v_);
@@ -277,11 +277,11 @@ class BlocksWorker final : public Worker {
     for (const std::unique_ptr<Layer<T>>& layer : layers_) layer->start_task();
     const int64_t support = fixed_support_.samples =
         support_samples_.load(task_, at(fixed_support_.values, plan_.input));
-    for (PassMemory<T>& pass : supports_) pass.samples = support;
+    for (Pass<T>& pass : supports_) pass.samples = support;
     statistics_.samples = support;
     fixed_query_.samples = query_.samples = query_samples_.load(task_, at(fixed_query_.values, plan_.input));
     for (const Side side : {Side::support, Side::query}) {
-      PassMemory<T>& pass = fixed(side);
+      Pass<T>& pass = fixed(side);
       if (pass.samples == 0) continue;
       for (const int value : plan_.boundary) {
         if (T* gradient = at(pass.gradients, value)) std::fill_n(gradient, dense_size(value, pass.samples), T(0));
@@ -316,12 +316,12 @@ class BlocksWorker final : public Worker {
     }
   }
 
-  const T* outputs(const PassMemory<T>& pass) const { return pass.values[output_i()]; }
-  T* gradient_of_output(const PassMemory<T>& pass) const { return pass.gradients[output_i()]; }
+  const T* outputs(const Pass<T>& pass) const { return pass.values[output_i()]; }
+  T* gradient_of_output(const Pass<T>& pass) const { return pass.gradients[output_i()]; }
 
   // --- through the layers ------------------------------------------------------------------------
 
-  Primal<T> primal(size_t s, int64_t k, const PassMemory<T>& pass, const PassMemory<T>* partner) const {
+  Primal<T> primal(size_t s, int64_t k, const Pass<T>& pass, const Pass<T>* partner) const {
     const Step& step = plan_.steps[s];
     Primal<T> p;
     p.side = pass.side;
@@ -335,9 +335,7 @@ class BlocksWorker final : public Worker {
     return p;
   }
 
-  bool belongs(const Step& step, Part part) const { return step.moves == (part == Part::moving); }
-
-  void forward(Part part, const T* theta, int64_t k, PassMemory<T>& pass, const PassMemory<T>* partner) {
+  void forward(Part part, const T* theta, int64_t k, Pass<T>& pass, const Pass<T>* partner) {
     for (size_t s = 0; s < plan_.steps.size(); ++s) {
       if (belongs(plan_.steps[s], part)) layers_[s]->forward(theta, primal(s, k, pass, partner));
     }
@@ -345,7 +343,7 @@ class BlocksWorker final : public Worker {
 
   // Gradients of a part, from that of its last values, which are in place. whole: of all that is tracked, not only of
   // what moves; then what arrives at the boundary is added, times boundary_weight, to the fixed part's gradients.
-  void backward(Part part, const T* theta, int64_t k, PassMemory<T>& pass, const PassMemory<T>* partner, bool whole,
+  void backward(Part part, const T* theta, int64_t k, Pass<T>& pass, const Pass<T>* partner, bool whole,
                 T boundary_weight, T* gradient) {
     arrived_.assign(plan_.values.size(), false);
     if (part == Part::moving) arrived_[output_i()] = true;
@@ -373,21 +371,21 @@ class BlocksWorker final : public Worker {
     for (size_t value = 0; value < plan_.values.size(); ++value) {
       int64_t readers = 0;
       for (const Step& step : plan_.steps) readers += std::ranges::count(step.inputs, static_cast<int>(value));
-      if (readers < 2 && !is_boundary(static_cast<int>(value))) continue;
+      if (readers < 2 && !plan_.is_boundary(static_cast<int>(value))) continue;
       largest = std::max(largest, plan_.values[value].dense_size());
     }
     return largest;
   }
 
   // Where a step's gradient for its input goes: to its place, if nothing has arrived there yet; else beside it.
-  T* destination(const Step& step, size_t i, Part part, PassMemory<T>& pass) {
+  T* destination(const Step& step, size_t i, Part part, Pass<T>& pass) {
     const int input = step.inputs[i];
     const bool crosses = part == Part::moving && !at(plan_.moves, input);
     const bool twice = i == 1 && step.inputs[0] == input;
     return crosses || twice || at(arrived_, input) ? scratch_[i] : at(pass.gradients, input);
   }
 
-  void collect(const Step& step, size_t i, Part part, const T* arriving, T boundary_weight, PassMemory<T>& pass) {
+  void collect(const Step& step, size_t i, Part part, const T* arriving, T boundary_weight, Pass<T>& pass) {
     if (!arriving) return;
     const int input = step.inputs[i];
     const int64_t size = dense_size(input, pass.samples);
@@ -409,7 +407,7 @@ class BlocksWorker final : public Worker {
     return t;
   }
 
-  void forward_tangent(const T* theta, int64_t k, const PassMemory<T>& pass) {
+  void forward_tangent(const T* theta, int64_t k, const Pass<T>& pass) {
     for (size_t s = 0; s < plan_.steps.size(); ++s) {
       const Step& step = plan_.steps[s];
       if (!step.moves) continue;
@@ -417,7 +415,7 @@ class BlocksWorker final : public Worker {
     }
   }
 
-  void backward_tangent(const T* theta, int64_t k, PassMemory<T>& pass, T* product) {
+  void backward_tangent(const T* theta, int64_t k, Pass<T>& pass, T* product) {
     arrived_.assign(plan_.values.size(), false);
     arrived_[output_i()] = true;
     for (size_t s = plan_.steps.size(); s-- > 0;) {
@@ -446,9 +444,9 @@ class BlocksWorker final : public Worker {
   const bool keeps_passes_;  // … of second order: the support passes are kept for the way back
 
   Memory<T> memory_;
-  PassMemory<T> fixed_support_, fixed_query_, query_, statistics_, tangent_;
-  std::vector<PassMemory<T>> supports_;  // by k
-  T* own_initial_ = nullptr;             // θ₀ where a parameter is per task
+  Pass<T> fixed_support_, fixed_query_, query_, statistics_, tangent_;
+  std::vector<Pass<T>> supports_;  // by k
+  T* own_initial_ = nullptr;       // θ₀ where a parameter is per task
   const T* initial_ = nullptr;
   std::vector<T*> thetas_;     // θ₁ … θ_K, or the latest
   std::vector<T*> gradients_;  // g_k: see gradient_of_step

@@ -36,6 +36,8 @@ struct Graph {
   std::vector<int> boundary;
   // Under bn = support, whether a BatchNorm moves: then a query pass needs a support pass at its parameters.
   bool moving_statistics = false;
+
+  bool is_boundary(int value) const { return std::ranges::find(boundary, value) != boundary.end(); }
 };
 
 inline std::vector<int> parameters_of(const Node& node) {

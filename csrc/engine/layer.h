@@ -12,8 +12,6 @@
 
 namespace innerloop::INNERLOOP_ISA {
 
-enum class Side : uint8_t { support = 0, query = 1 };
-
 // One layer's memory in one pass of N samples. x and y have their values' layouts; dx and dy are their gradients,
 // dense. Null: not wanted, or not there.
 template <class T>

@@ -13,6 +13,7 @@ namespace innerloop {
 
 enum class BatchNormMode : uint8_t { transductive = 0, support = 1, running = 2 };
 enum class LossKind : uint8_t { cross_entropy = 0, mse = 1 };
+enum class Side : uint8_t { support = 0, query = 1 };
 enum class Use : uint8_t { off = 0, automatic = 1, forced = 2 };
 
 // The specialised paths: each has a plain twin, and is used where it applies and pays, or as a test says.

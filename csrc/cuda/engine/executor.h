@@ -11,7 +11,7 @@
 #include "cuda/engine/loss.h"
 #include "cuda/engine/network.h"
 #include "cuda/engine/parameter_kernels.h"
-#include "cuda/engine/pass.h"
+#include "cuda/engine/pass_memory.h"
 #include "cuda/engine/samples.h"
 #include "cuda/engine/workspace.h"
 
@@ -49,7 +49,8 @@ class Executor {
   // Hands out the memory, or with a workspace that has none finds out how much it is.
   void allocate(Workspace& workspace) {
     const int64_t K = request_.steps;
-    PassMaker<T> make(graph_, request_, layers_, capacity_, workspace);
+    const PassMemory<T> memory(program_, layers_, capacity_, workspace);
+    const PassMaker<T, PassMemory<T>> make(graph_, request_, 0, memory);
     fixed_[0] = make.fixed(Side::support, request_.support.count);
     fixed_[1] = make.fixed(Side::query, request_.query.count);
     supports_.clear();
@@ -114,7 +115,7 @@ class Executor {
     const Parameters<T>& gradient = gradient_of_step(k);
     clear(gradient);
     if (!graph_.moves[output_i()]) {
-      if (whole && is_boundary(output_)) add_to_fixed(pass, output_, dy, request_.support_weight);
+      if (whole && graph_.is_boundary(output_)) add_to_fixed(pass, output_, dy, request_.support_weight);
       return;
     }
     backward(Part::moving, theta_of(k), pass, nullptr, whole, request_.support_weight, gradient);
@@ -158,7 +159,7 @@ class Executor {
     }
     if (!backward_too) return;
     if (!graph_.moves[output_i()]) {
-      if (is_boundary(output_)) add_to_fixed(query_, output_, dy, T(1));
+      if (graph_.is_boundary(output_)) add_to_fixed(query_, output_, dy, T(1));
       return;
     }
     backward(Part::moving, theta_of(k), query_, statistics, true, T(1), v_);
@@ -234,7 +235,6 @@ class Executor {
   // --- memory ----------------------------------------------------------------------------------
 
   size_t output_i() const { return static_cast<size_t>(output_); }
-  bool is_boundary(int value) const { return std::ranges::find(graph_.boundary, value) != graph_.boundary.end(); }
   int64_t size_of(int p) const { return program_.parameter_size(p); }
   int64_t value_size(int value, const Pass<T>& pass) const {
     return tasks_ * pass.samples * program_.values[static_cast<size_t>(value)].size();
@@ -363,8 +363,6 @@ class Executor {
     p.partner = partner ? partner->states[s] : nullptr;
     return p;
   }
-
-  bool belongs(const Step& step, Part part) const { return step.moves == (part == Part::moving); }
 
   void forward(Part part, const Parameters<T>& theta, Pass<T>& pass, const Pass<T>* partner) {
     for (size_t s = 0; s < graph_.steps.size(); ++s) {

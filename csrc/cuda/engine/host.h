@@ -1,5 +1,5 @@
-// What the GPU executor has in common with the CPU's: the request, the graph and the recurrence, compiled for the host
-// that drives the GPU.
+// What the GPU executor has in common with the CPU's: the request, the graph, its passes and the recurrence, compiled
+// for the host that drives the GPU.
 #pragma once
 
 // Names the namespace of csrc/engine (kernels/isa.h).
@@ -8,5 +8,6 @@
 #endif
 
 #include "engine/graph.h"
+#include "engine/pass.h"
 #include "engine/recurrence.h"
 #include "engine/request.h"

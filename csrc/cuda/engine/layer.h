@@ -14,8 +14,6 @@
 
 namespace innerloop::gpu {
 
-enum class Side : uint8_t { support = 0, query = 1 };
-
 // By parameter: [tasks, *parameter]. Null: not there, or not wanted.
 template <class T>
 using Parameters = std::vector<T*>;

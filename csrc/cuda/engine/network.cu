@@ -79,8 +79,9 @@ int64_t largest_collected(const Program& program, const Graph& graph) {
   int64_t largest = 0;
   for (size_t value = 0; value < program.values.size(); ++value) {
     const int index = static_cast<int>(value);
-    const bool is_boundary = std::ranges::find(graph.boundary, index) != graph.boundary.end();
-    if (program.consumers(index).size() > 1 || is_boundary) largest = std::max(largest, program.values[value].size());
+    if (program.consumers(index).size() > 1 || graph.is_boundary(index)) {
+      largest = std::max(largest, program.values[value].size());
+    }
   }
   return largest;
 }
