@@ -1,15 +1,9 @@
 // class_logsumexp on CUDA.
-#include <limits>
-
 #include "cuda/launch.h"
 #include "ops/class_logsumexp.h"
 
 namespace innerloop {
 namespace {
-
-// Device code may not call std::numeric_limits' functions.
-template <class T>
-constexpr T lowest = -std::numeric_limits<T>::infinity();
 
 // A thread for each element of out [tasks, queries, classes], which goes through the scores of the samples of its class
 // twice. A class without a sample, or with scores of −∞ alone, gets −∞; a label outside 0 … classes - 1 is of none.
@@ -21,12 +15,12 @@ __global__ void class_logsumexp_kernel(const T* scores, const int64_t* labels, i
     const int64_t c = item % classes, row = item / classes;
     const T* score = scores + row * samples;
     const int64_t* label = labels + row / queries * samples;
-    T top = lowest<T>;
+    T top = -infinity<T>;
     for (int64_t s = 0; s < samples; ++s) {
       if (label[s] == c && !(score[s] <= top)) top = score[s];  // NaN stays
     }
     T sum = 0;
-    for (int64_t s = 0; s < samples && top != lowest<T>; ++s) {
+    for (int64_t s = 0; s < samples && top != -infinity<T>; ++s) {
       if (label[s] == c) sum += std::exp(score[s] - top);
     }
     out[item] = top + std::log(sum);

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 // Opens the block that registers a file's kernels: INNERLOOP_CUDA_OPS(m) { m.impl(…); }
@@ -24,6 +25,10 @@
 namespace innerloop {
 
 constexpr int threads_a_block = 256;
+
+// Device code may read constants, but not call the functions of std::numeric_limits.
+template <class T>
+constexpr T infinity = std::numeric_limits<T>::infinity();
 
 // Blocks for so many items, each taken by one thread, or by a whole block where a block holds one. There may be more
 // items than blocks: kernels go through theirs in strides of the grid.

@@ -1,6 +1,5 @@
 // prototype_logits and prototype_loss on CUDA: class means, distances to them and their cross-entropy, launched one
 // after another without waiting for the device, and the gradient of both embeddings.
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -43,10 +42,6 @@ std::tuple<Tensor, Tensor, Tensor> prototype_logits_cuda(Tensor support, Tensor 
   return {found.logits, found.means, found.weights};
 }
 
-// Device code may not call std::numeric_limits' functions.
-template <class T>
-constexpr T lowest = -std::numeric_limits<T>::infinity();
-
 // A block for each task, whose threads go through its queries: losses [tasks], the mean of −log softmax(logits)[label]
 // over the queries that have one of the classes, and its gradient for the logits [tasks, queries, classes].
 template <class T>
@@ -64,7 +59,7 @@ __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, int
     for (int64_t q = threadIdx.x; q < queries; q += blockDim.x) {
       const T* row = logits + (t * queries + q) * classes;
       T* to = gradient + (t * queries + q) * classes;
-      T top = lowest<T>;
+      T top = -infinity<T>;
       for (int64_t c = 0; c < classes; ++c) top = row[c] > top ? row[c] : top;
       T sum = 0;
       for (int64_t c = 0; c < classes; ++c) sum += std::exp(row[c] - top);

@@ -9,9 +9,7 @@
 namespace innerloop {
 namespace {
 
-// Device code may not call std::numeric_limits' functions.
 constexpr double epsilon = std::numeric_limits<double>::epsilon();
-constexpr double infinity = std::numeric_limits<double>::infinity();
 
 constexpr int64_t largest_in_shared = 78;  // rows of a matrix of doubles in 48 KiB, what every device has
 
@@ -25,7 +23,7 @@ __device__ int64_t cholesky(double* u, int64_t n) {
     for (int64_t i = 0; i < k; ++i) subtracted += u[i * n + k] * u[i * n + k];
     const double pivot = row[k];
     // What is left of the diagonal must be more than rounding left there; comparisons with NaN are false.
-    if (!(pivot > rounding * (pivot + subtracted)) || !(pivot < infinity)) return k;
+    if (!(pivot > rounding * (pivot + subtracted)) || !(pivot < infinity<double>)) return k;
     const double scale = 1 / std::sqrt(pivot);
     __syncthreads();  // every thread has seen the pivot
     for (int64_t j = k + threadIdx.x; j < n; j += blockDim.x) row[j] *= scale;

@@ -1,6 +1,4 @@
 // Pooling over windows; padding is outside the image and skipped.
-#include <limits>
-
 #include "cuda/engine/each.h"
 #include "cuda/engine/layer.h"
 
