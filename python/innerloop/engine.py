@@ -185,8 +185,8 @@ def maml_loss(
         inner_steps: K, at least 0.
         step_weights: w, K + 1 numbers for θ₀ … θ_K. None: (0, …, 0, 1).
         support_weight: u.
-        adapt: names, name prefixes ("encoder.0" for all under it) or patterns ("*.lora_*"; ``*`` is any text) of the
-            parameters that are adapted. None: all that require grad.
+        adapt: names, name prefixes ("encoder.0" for all under it) or patterns (``*.lora_*``, ``*`` being any text) of
+            the parameters that are adapted. None: all that require grad.
         first_order: drop the second derivatives (FOMAML).
         bn: what BatchNorm normalises with: "transductive", the statistics of whatever batch is fed; "support", the
             query with the statistics of the support set; "running", the module's running statistics.

@@ -25,7 +25,8 @@ def explain(
     """Print the Program that the native engine runs for a model, or what stands in its way and what to do.
 
     Args:
-        model: any module. loss, inner_steps, bn: as in :func:`innerloop.maml_loss`.
+        model: any module.
+        loss, inner_steps, bn: as in :func:`innerloop.maml_loss`.
         tasks: with a batch of tasks, also what a step costs and how each layer will be computed.
     """
     print(explanation(model, loss, tasks, inner_steps=inner_steps, bn=bn))

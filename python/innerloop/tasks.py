@@ -98,7 +98,7 @@ class TaskBatch:
 
     @property
     def ways(self) -> int:
-        """Number of classes: one more than the largest valid label.
+        """The number of classes, one more than the largest valid label.
 
         Raises:
             ValueError: the targets are not class labels.

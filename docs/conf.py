@@ -1,0 +1,74 @@
+"""How Sphinx makes the documentation: ``./dev docs``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+project = "innerloop"
+version = release = version_of("innerloop")
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = f"innerloop {version}"
+html_show_copyright = False
+highlight_language = "text"  # indented blocks are commands and formulas; fenced ones name their language
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say shapes and dtypes, which annotations cannot
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+SHAPE = re.compile(r"(?<![`\w\]])\[(?=[A-Z4*.])([^\]`\n]{1,40})\]")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", unlink_folders)
+    app.connect("autodoc-process-docstring", to_restructured_text, priority=400)  # napoleon's is 500
+
+
+def unlink_folders(app: Sphinx, name: str, source: list[str]) -> None:
+    """Links to folders of the repository are for those who read the pages there: here they are words."""
+    page = Path(app.env.doc2path(name)).parent
+    source[0] = re.sub(
+        r"\[([^\]]+)\]\((\.\.[^)]*)\)", lambda link: link[1] if (page / link[2]).is_dir() else link[0], source[0]
+    )
+
+
+def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are written to be read in the source; this makes of their short forms what napoleon reads.
+
+    Several arguments of one line get a line each, "Returns: text" is a field, shapes such as [T, S, D] are literal, and
+    bars are bars.
+    """
+    try:
+        names = list(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        names = []
+    text = "\n".join(lines)
+    if names:
+        section = r"^Args:\n(?:[ \t]+.*\n?|\n)+"
+        text = re.sub(section, lambda match: _one_a_line(match[0], names), text, flags=re.MULTILINE)
+    text = re.sub(r"^Returns: ((?:.+\n?)+)", _returns, text, flags=re.MULTILINE)
+    text = re.sub(r"(^|: )(\w\.)$", r"\1\\\2", text, flags=re.MULTILINE)  # "N." begins no list
+    parts = re.split(r"(``.+?``|`[^`\n]+`)", text)
+    parts[::2] = [SHAPE.sub(r"``[\1]``", part).replace("|", r"\|") for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
+def _one_a_line(section: str, names: list[str]) -> str:
+    indent = re.search(r"\n([ \t]+)", section)
+    start = "\n" + (indent[1] if indent else "    ")
+    any_name = "|".join(map(re.escape, names))
+    return re.sub(rf"(?<=[.:)\]])(?: |\n[ \t]+)(?=(?:{any_name}): )", start, section)
+
+
+def _returns(match: re.Match[str]) -> str:
+    return ":returns: " + match[1].replace("\n", "\n    ").rstrip() + "\n"
