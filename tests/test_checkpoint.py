@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from innerloop.atomic import write_atomically
-from innerloop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from innerloop.checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
 
 
 class Model(nn.Module):
@@ -125,6 +126,57 @@ def test_a_file_that_is_no_whole_checkpoint_is_named_and_changes_nothing(tmp_pat
     assert_same_state(other, trained(1)[0])
 
 
+def test_no_flipped_bit_is_read_silently(tmp_path: Path) -> None:
+    """Wherever it is, the file is refused, or holds what was written."""
+    path = tmp_path / "some.safetensors"
+    model, optimizer = trained(2)
+    save_checkpoint(path, model, {"step": 2}, optimizer)
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        other, its_optimizer = trained(1)
+        try:
+            state = load_checkpoint(path, other, its_optimizer)
+        except CheckpointError as error:
+            refused += str(path) in str(error)
+            assert_same_state(other, trained(1)[0])
+        else:
+            assert state == {"step": 2}
+            assert_same_state(other, model)
+    assert refused > len(content) / 7 - 10  # but for the header's padding
+
+
+def test_the_checkpoint_before_is_kept_and_offered(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    for step in (1, 2):
+        model, optimizer = trained(step)
+        save_checkpoint(path, model, {"step": step}, optimizer)
+    damaged(path, "cut")
+    previous = previous_of(path)
+    offer = re.escape(f"{previous} (step 1), is sound: rename it to some.safetensors to use it")
+    with pytest.raises(CheckpointError, match=offer):
+        load_checkpoint(path, model, optimizer)
+    previous.rename(path)
+    assert load_checkpoint(path, model, optimizer) == {"step": 1}
+    assert_same_state(model, trained(1)[0])
+    damaged(path, "cut")
+    with pytest.raises(CheckpointError, match=r"cannot be read: (?!.*is sound)"):
+        load_checkpoint(path, model, optimizer)
+
+
+def test_where_there_are_no_hard_links_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "a.safetensors", Model(1), {"step": step})
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 def test_a_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
     save_file({"first": torch.zeros(3, 2)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="is no checkpoint of innerloop"):
@@ -153,6 +205,7 @@ def test_one_without_an_optimizer_cannot_be_resumed_from(tmp_path: Path) -> None
 def test_it_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a", Model(1), {"step": 4})
     with safe_open(tmp_path / "a", framework="np") as file:
+        assert sorted(file.metadata()) == ["format", "json", "sha256"]
         assert file.metadata()["json"] == '{"state": {"step": 4}}'
         assert "module.first" in file.keys()  # noqa: SIM118 (no mapping, but has keys)
 

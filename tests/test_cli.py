@@ -134,7 +134,8 @@ def test_a_run_folder_tells_everything(maml_run: Path) -> None:
     test = json.loads((maml_run / "test.json").read_text())
     assert (test["ways"], test["shots"], test["episodes"], test["inner_steps"]) == (5, 1, 100, 1)
     assert {path.name for path in maml_run.iterdir()} == {
-        "config.json", "metrics.jsonl", "latest.safetensors", "best.safetensors", "test.json", "learning_curve.png",
+        "config.json", "metrics.jsonl", "latest.safetensors", "latest.previous.safetensors", "best.safetensors",
+        "test.json", "learning_curve.png",
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.multiprocessing import spawn
 
 import processes
+from innerloop.checkpoint import previous_of
 from innerloop.training import BEST, LATEST, METRICS, read_metrics
 
 
@@ -55,7 +56,8 @@ def test_a_batch_of_fewer_tasks_than_processes(found: list[dict[str, Any]]) -> N
 
 
 def test_the_first_process_alone_writes(folder: Path, found: list[dict[str, Any]]) -> None:
-    assert sorted(path.name for path in (folder / "run").iterdir()) == sorted([BEST, LATEST, METRICS])
+    names = [BEST, LATEST, METRICS, previous_of(Path(BEST)).name, previous_of(Path(LATEST)).name]
+    assert sorted(path.name for path in (folder / "run").iterdir()) == sorted(names)
     steps = [record["step"] for record in read_metrics(folder / "run") if "validation" not in record]
     assert steps == list(range(1, processes.SETTINGS.steps + 1))
     assert found[0]["in a folder"] == found[0]["maml"]

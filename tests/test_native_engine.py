@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -576,6 +577,40 @@ def test_several_python_threads_at_once() -> None:
     first = gradients_of(models[0])
     for model in models[1:]:
         assert all(torch.equal(a, b) for a, b in zip(gradients_of(model), first, strict=True))
+
+
+class Enough(Exception):
+    """What the signal handler below raises."""
+
+
+@pytest.mark.parametrize("call", ["loss", "adapt"])
+def test_signal_handlers_run_between_the_tasks_of_a_call(call: str) -> None:
+    """The third signal's handler raises: where handlers ran after the call alone, it would see one signal."""
+    model, tasks = mlp(), make_tasks((6,), tasks=20_000)  # far longer than three signals take
+    calls = {
+        "loss": lambda: loss_of(model, tasks, inner_steps=300),
+        "adapt": lambda: innerloop.primitives.adapt(model, tasks, inner_lr=0.01, inner_steps=300),
+    }
+    received = 0
+
+    def handler(number: int, frame: object) -> None:
+        nonlocal received
+        received += 1
+        if received == 3:
+            raise Enough
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with pytest.raises(Enough) as raised:
+            calls[call]()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert raised.value.__context__ is None
+    assert_close(
+        loss_of(model, tasks).detach(), loss_of(model, tasks, engine="torch").detach(), "loss of the next call"
+    )
 
 
 class TaskList(torch.utils.data.Dataset[TaskBatch]):

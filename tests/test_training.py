@@ -138,6 +138,75 @@ def test_a_loss_that_is_no_number_names_step_and_task() -> None:
     assert parameters(algorithm).isfinite().all()
 
 
+def batch_with_a_bad_task(bad: int) -> TaskBatch:
+    tasks = sinusoids(1)[0].clone()
+    tasks.support_x[bad, 0] = torch.nan
+    return tasks
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("name", ["maml", "reptile", "meta_sgd", "imaml"])
+def test_a_task_that_is_no_number_shows_in_its_own_loss_alone(name: str, engine: str) -> None:
+    torch.manual_seed(0)
+    algorithm = innerloop.get(name)(nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)), engine=engine)
+    losses = algorithm(batch_with_a_bad_task(1)).task_losses
+    others = algorithm(sinusoids(1)[0]).task_losses
+    assert losses.isnan().tolist() == [False, True, False]
+    assert torch.equal(losses[[0, 2]], others[[0, 2]])
+
+
+def test_a_bad_task_can_be_left_out_of_its_batch(caplog: pytest.LogCaptureFixture) -> None:
+    algorithm, twin = build().eval(), build().eval()
+    for each in (algorithm, twin):
+        each.train = lambda mode=True, each=each: each  # without dropout both take the same step
+    history = fit(algorithm, [batch_with_a_bad_task(1)], settings=TrainingSettings(steps=1, nonfinite="skip"))
+    expected = fit(twin, [sinusoids(1)[0][[0, 2]]], settings=TrainingSettings(steps=1))
+    assert torch.equal(parameters(algorithm), parameters(twin))
+    assert history.steps == [{**expected.steps[0], "skipped": [1]}]
+    assert "step 0: tasks [1] of the batch have no finite loss" in caplog.text
+
+
+def test_what_a_bad_task_left_in_buffers_is_taken_back() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8))
+    algorithm = innerloop.get("maml_pp")(nn.Sequential(model, nn.Linear(8, 5)), inner_steps=2)
+    tasks = innerloop.data.get("glyphs").sample(3, ways=5, shots=1, queries=2, seed=0)
+    tasks.support_x[2] = torch.inf
+    fit(algorithm, [tasks], settings=TrainingSettings(steps=1, nonfinite="skip"))
+    assert all(buffer.isfinite().all() for buffer in algorithm.buffers())
+    assert parameters(algorithm).isfinite().all()
+
+
+def test_without_any_good_task_training_stops() -> None:
+    tasks = batch_with_a_bad_task(1)[[1, 1]]
+    with pytest.raises(NonFiniteLossError, match="task 0 of the batch has the loss nan"):
+        fit(build(), [tasks], settings=TrainingSettings(steps=1, nonfinite="skip"))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_changes_nothing(clip: float) -> None:
+    class Steep(innerloop.Algorithm):
+        """The loss is finite, its gradient is not."""
+
+        def forward(self, tasks: TaskBatch) -> innerloop.Result:
+            loss = self.model.weight.sum().mul(0).sqrt()
+            return innerloop.Result(loss, loss.detach().expand(tasks.num_tasks), tasks.query_y)
+
+        def adapt(self, support_x: torch.Tensor, support_y: torch.Tensor) -> nn.Module:
+            return self.model
+
+    algorithm = Steep(nn.Linear(1, 1))
+    before = parameters(algorithm)
+    with pytest.raises(NonFiniteLossError, match="step 0: every task's loss is finite, but the norm of the meta-grad"):
+        fit(algorithm, sinusoids(1), settings=TrainingSettings(steps=1, clip=clip))
+    assert torch.equal(parameters(algorithm), before)
+
+
+def test_a_validation_that_is_no_number_is_never_the_best() -> None:
+    history = innerloop.training.History(validations=[{"mean": mean} for mean in (math.nan, 0.5, 0.25, math.nan)])
+    assert history.best(higher_is_better=True) == {"mean": 0.5}
+    assert history.best(higher_is_better=False) == {"mean": 0.25}
+
+
 def test_threads_are_set_while_training_and_put_back() -> None:
     with cpu_threads(2):
         seen = []
@@ -154,6 +223,7 @@ def test_threads_are_set_while_training_and_put_back() -> None:
         ({"shots": -1}, "shots is -1"),
         ({"schedule": "linear"}, "schedule is 'linear', expected 'constant' or 'cosine'"),
         ({"seed": -1}, "seed is -1"),
+        ({"nonfinite": "ignore"}, "nonfinite is 'ignore', expected 'stop' or 'skip'"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"clip": float("nan")}, "clip nan"),
     ],

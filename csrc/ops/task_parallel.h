@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "engine/request.h"
+#include "ops/interrupt.h"
 
 namespace innerloop {
 
@@ -62,6 +63,8 @@ class ChunkQueue {
 template <class T>
 void run_in_parallel(Engine<T>& engine) {
   ChunkQueue queue(engine.chunks());
+  SignalWatch signals;
+  const auto caller = std::this_thread::get_id();
   const auto work = [&] {
     try {
       std::unique_ptr<Worker> worker;
@@ -69,6 +72,7 @@ void run_in_parallel(Engine<T>& engine) {
         if (!worker) worker = engine.make_worker();
         worker->run(chunk);
         queue.add_at_turn(chunk, [&] { worker->add_shared(); });
+        if (std::this_thread::get_id() == caller) signals.check();  // the other threads end after their chunk, too
       }
     } catch (...) {
       queue.fail(std::current_exception());

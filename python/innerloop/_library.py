@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 
@@ -41,6 +42,10 @@ CPU_LIBRARY = _path("_C_cpu")
 CUDA_LIBRARY = _path("_C_cuda")  # None where the package was built without nvcc
 
 _load("_C_cpu", CPU_LIBRARY)
+
+#: After an op ended with "interrupted by a signal": raises what the signal's handler raised (csrc/ops/interrupt.h).
+raise_interrupt = ctypes.PyDLL(CPU_LIBRARY).innerloop_raise_interrupt
+raise_interrupt.restype = None
 
 # The CUDA library needs libtorch's CUDA parts at run time, so a CPU build of torch leaves it alone.
 cuda_loaded = CUDA_LIBRARY is not None and torch.version.cuda is not None

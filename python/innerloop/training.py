@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import threading
@@ -30,6 +31,8 @@ LATEST = "latest.safetensors"
 BEST = "best.safetensors"
 METRICS = "metrics.jsonl"
 
+log = logging.getLogger("innerloop")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -44,6 +47,7 @@ class TrainingSettings:
         lr: learning rate of the outer optimizer, Adam.
         schedule: of the outer learning rate: constant, or a cosine down to zero.
         clip: largest norm of the meta-gradient; 0: unlimited.
+        nonfinite: what a task whose loss is NaN or infinite does: stop training, or be left out of its batch.
         seed: of the stream of training tasks.
         validate_every: steps between validations, and between checkpoints.
         validation_episodes: tasks of a validation.
@@ -58,6 +62,7 @@ class TrainingSettings:
     lr: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 10.0
+    nonfinite: Literal["stop", "skip"] = "stop"
     seed: int = 0
     validate_every: int = 200
     validation_episodes: int = 200
@@ -69,6 +74,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}, expected 'constant' or 'cosine'")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f"nonfinite is {self.nonfinite!r}, expected 'stop' or 'skip'")
         for name in ("seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
@@ -77,7 +84,7 @@ class TrainingSettings:
 
 
 class NonFiniteLossError(RuntimeError):
-    """A task's meta-loss became NaN or infinite; the message names the step and the task."""
+    """A task's meta-loss, or the meta-gradient, became NaN or infinite; the message names the step and the task."""
 
 
 @dataclass
@@ -85,7 +92,8 @@ class History:
     """What training reported.
 
     Attributes:
-        steps: a record for each outer step: step, loss, accuracy (None for regression).
+        steps: a record for each outer step: step, loss, accuracy (None for regression); where tasks were left out,
+            their places in the batch as skipped, and loss and accuracy are those of the rest.
         validations: a record for each validation: step, mean, ci95.
         interrupted: whether Ctrl-C ended it early.
     """
@@ -95,9 +103,14 @@ class History:
     interrupted: bool = False
 
     def best(self, higher_is_better: bool) -> dict[str, Any] | None:
-        """The best validation so far."""
-        choose = max if higher_is_better else min
-        return choose(self.validations, key=lambda record: float(record["mean"]), default=None)
+        """The best validation so far; one whose mean is NaN is worse than any other."""
+        sign = 1 if higher_is_better else -1
+
+        def score(record: dict[str, Any]) -> float:
+            mean = float(record["mean"])
+            return -math.inf if math.isnan(mean) else sign * mean
+
+        return max(self.validations, key=score, default=None)
 
 
 Progress = Callable[[int, Result], None]
@@ -142,7 +155,8 @@ def fit(
         FileExistsError: run holds a training run already, and resume is False.
         CheckpointError: the checkpoint to resume from is damaged, of another model, or of other settings.
         ImportError: tensorboard is not installed.
-        NonFiniteLossError: a task's loss is NaN or infinite.
+        NonFiniteLossError: the meta-gradient is NaN or infinite; or a task's loss is, and settings.nonfinite is "stop"
+            or no other task is left. The parameters are those before the step.
     """
     if settings is None:
         settings = TrainingSettings()
@@ -332,26 +346,61 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         self.algorithm.train()
-        result = self.algorithm(batch.tasks)
-        whole = _of_whole_batch(result, batch)
-        bad = (~torch.isfinite(whole.task_losses)).nonzero()
-        if len(bad):
-            task = int(bad[0])
-            raise NonFiniteLossError(
-                f"step {step}: task {task} of the batch has the loss {float(whole.task_losses[task])}; "
-                "a smaller inner_lr or lr may help"
-            )
+        result, weight, whole, skipped = self._pass(step, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        add_up_gradients(self.algorithm.parameters(), batch.weight)
-        if settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.algorithm.parameters(), settings.clip)
+        if weight > 0:
+            result.loss.backward()
+        add_up_gradients(self.algorithm.parameters(), weight)
+        self._check_and_clip_gradient(step)
         self.optimizer.step()
         accuracy = None if whole.accuracy is None else float(whole.accuracy)
-        record = {"step": step + 1, "loss": float(whole.loss.detach()), "accuracy": accuracy}
+        record: dict[str, Any] = {"step": step + 1, "loss": float(whole.loss.detach()), "accuracy": accuracy}
+        if skipped:
+            record["skipped"] = skipped
+            log.warning("step %d: tasks %s of the batch have no finite loss and are left out", step, skipped)
         self.history.steps.append(record)
         self._unwritten.append(record)
         return whole
+
+    def _pass(self, step: int, batch: _Share) -> tuple[Result, float, Result, list[int]]:
+        """(the result for this process's share, its weight, the result of the whole batch, tasks that are left out)."""
+        skipping = self.settings.nonfinite == "skip"
+        buffers = [buffer.clone() for buffer in self.algorithm.buffers()] if skipping else []
+        result = self.algorithm(batch.tasks)
+        whole = _of_whole_batch(result, batch)
+        finite = torch.isfinite(whole.task_losses)
+        if finite.all():
+            return result, batch.weight, whole, []
+        skipped: list[int] = (~finite).nonzero().flatten().tolist()
+        own = [index for index, place in enumerate(batch.places) if finite[place]]
+        all_bad = add_up(torch.tensor(int(len(batch.places) > 0 and not own)))  # in some process
+        if not skipping or all_bad:
+            raise NonFiniteLossError(
+                f"step {step}: task {skipped[0]} of the batch has the loss {float(whole.task_losses[skipped[0]])}; "
+                "a smaller inner_lr or lr may help"
+            )
+        if own and len(own) < len(batch.places):
+            for buffer, value in zip(self.algorithm.buffers(), buffers, strict=True):
+                buffer.copy_(value)  # without what the pass over the bad task left
+            result = self.algorithm(batch.tasks[own])
+        accuracies = whole.task_accuracies
+        rest = replace(
+            whole,
+            loss=whole.task_losses[finite].mean(),
+            task_accuracies=None if accuracies is None else accuracies[finite],
+        )
+        return result, len(own) / int(finite.sum()), rest, skipped
+
+    def _check_and_clip_gradient(self, step: int) -> None:
+        parameters = [parameter for parameter in self.algorithm.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(
+                f"step {step}: every task's loss is finite, but the norm of the meta-gradient is {float(norm)}; "
+                "a smaller inner_lr or lr may help"
+            )
+        if self.settings.clip > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
 
     def finish_period(self, done: int, validate: bool) -> None:
         """Validate, keep the best, and save where to go on from."""

@@ -7,14 +7,14 @@ gradient is not computed here, and must not silently be zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop._library import raise_interrupt
 from innerloop.program import decoded_outputs
 from innerloop.tasks import TaskBatch
 
@@ -91,7 +91,8 @@ def adapt(
     """θ_K of every parameter that is adapted, [T, *shape], for the tasks' support sets; a 0-element tensor for the
     others. proximal: λ, descent being along the gradient plus λ(θₖ − θ₀)."""
     with torch.no_grad():
-        adapted: list[Tensor] = torch.ops.innerloop.maml_adapt(
+        adapted = _interruptible(
+            torch.ops.innerloop.maml_adapt.default,
             parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.support_mask, settings.program,
             settings.bn, settings.loss, settings.label_smoothing, settings.steps, proximal, settings.paths,
         )  # fmt: skip
@@ -111,7 +112,8 @@ def hessian_vector_product(
     Returns: [T, *shape] for each parameter with a vector; a 0-element tensor for the others.
     """
     with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-        products: list[Tensor] = torch.ops.innerloop.hessian_vector_product(
+        products = _interruptible(
+            torch.ops.innerloop.hessian_vector_product.default,
             parameters, vectors, buffers, tasks.support_x, tasks.support_y, tasks.support_mask, settings.program,
             settings.bn, settings.loss, settings.label_smoothing, settings.paths,
         )  # fmt: skip
@@ -151,7 +153,18 @@ def _eager_call(*arguments: Any) -> list[Tensor]:
     """The call without the autograd that torch.library gave the op, whose way through Python costs as much as the inner
     loop of a small net."""
     with torch._C._AutoDispatchBelowAutograd():
-        return _call(*arguments)
+        return _interruptible(_call, *arguments)
+
+
+def _interruptible(op: Callable[..., list[Tensor]], *arguments: Any) -> list[Tensor]:
+    """The op's results; what a signal handler raised meanwhile, such as Ctrl-C's KeyboardInterrupt, is raised here."""
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        if "interrupted by a signal" not in str(error):
+            raise
+    raise_interrupt()
+    raise KeyboardInterrupt
 
 
 def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
