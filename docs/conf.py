@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 
+sys.path.insert(0, str(Path(__file__).parent))  # for algorithm_pages
+
 project = "innerloop"
 version = release = version_of("innerloop")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["algorithm_pages", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"innerloop {version}"
 html_show_copyright = False
 highlight_language = "text"  # indented blocks are commands and formulas; fenced ones name their language
 
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -67,6 +67,18 @@ def test_help_is_the_arguments_text() -> None:
     }
 
 
+def test_an_inherited_constructor_has_the_help_of_above() -> None:
+    class Heir(Example):
+        """Says more of one argument.
+
+        Args:
+            steps: as the heir has it.
+        """
+
+    helps = {option.name: option.help for option in options_of(Heir)}
+    assert helps == {name: option.help for name, option in OPTIONS.items()} | {"steps": "as the heir has it."}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [

@@ -79,7 +79,9 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
     owner = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(owner)
     names = [name for name in signature.parameters if name not in _HANDED_OVER]
-    texts = _argument_texts(inspect.getdoc(function) or "", names)
+    texts: dict[str, str] = {}
+    for documented in _documented_by(function):
+        texts = _argument_texts(inspect.getdoc(documented) or "", names) | texts
     options = []
     for name in names:
         parameter = signature.parameters[name]
@@ -89,6 +91,14 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
             default = None if required else parameter.default
             options.append(Option(name, kind, default, required, texts.get(name, "")))
     return options
+
+
+def _documented_by(function: Callable[..., Any]) -> Sequence[Callable[..., Any]]:
+    """Whose docstrings may describe the arguments: of a class that inherits its constructor, also those above it."""
+    if not inspect.isclass(function):
+        return [function]
+    owner = next(cls for cls in function.__mro__ if "__init__" in vars(cls))
+    return function.__mro__[: function.__mro__.index(owner) + 1]
 
 
 def parse_pairs(pairs: Sequence[str], options: Sequence[Option], what: str) -> dict[str, Any]:
