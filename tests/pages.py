@@ -17,9 +17,14 @@ ROOT = Path(__file__).parents[1]
 PEERS = ("learn2learn", "higher", "torchopt")
 
 
+def fenced_blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page of docs/ in that language, in order."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
 def python_blocks(page: str) -> list[str]:
-    """The fenced blocks of a page of docs/ that are Python, in order."""
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+    return fenced_blocks(page, "python")
 
 
 def needs_a_peer(block: str) -> bool:

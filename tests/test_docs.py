@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pages import ROOT, compare, needs_a_peer, python_blocks, run
+from innerloop.registry import algorithms, datasets
+from pages import ROOT, compare, fenced_blocks, needs_a_peer, python_blocks, run
 
 #: Pages whose Python runs as it stands, from top to bottom.
-RUNNABLE = ["learn2learn.md", "higher.md", "torch-func.md", "evaluation-protocol.md"]
+RUNNABLE = [
+    "evaluation-protocol.md",
+    "faq.md",
+    "higher.md",
+    "learn2learn.md",
+    "torch-func.md",
+    "writing-a-data-set.md",
+    "writing-an-algorithm.md",
+]
 
 
 @pytest.mark.parametrize("page", RUNNABLE)
-def test_python_runs(page: str) -> None:
+def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for registry in (algorithms, datasets):
+        monkeypatch.setattr(registry, "_registered", {})
     namespace: dict[str, Any] = {}
     own = [block for block in python_blocks(page) if not needs_a_peer(block)]
     assert own
@@ -36,6 +51,26 @@ def test_before_and_after_are_the_same(page: str, peer: str) -> None:
 
 def test_torch_func_before_and_after_are_the_same() -> None:
     compare("torch-func.md")
+
+
+@pytest.mark.slow
+def test_tutorial(tmp_path: Path) -> None:
+    """Its script, its commands and its Python, as they stand; all letters that it labels are labelled rightly."""
+    script, program = python_blocks("tutorial.md")
+    (tmp_path / "draw.py").write_text(script)
+    (tmp_path / "program.py").write_text(program)
+    commands = [line for block in fenced_blocks("tutorial.md", "sh") for line in block.splitlines()]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in [*commands, "python program.py"]:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        if command.startswith("innerloop adapt"):
+            labels = re.findall(r"^(alpha|lambda|omega)\d\.png +(\w+)", done.stdout, re.MULTILINE)
+            assert len(labels) == 9
+            assert all(name == label for name, label in labels)
+    assert (tmp_path / "result.html").exists()
 
 
 def test_every_algorithm_has_a_page() -> None:
