@@ -17,6 +17,8 @@ project = "innerloop"
 version = release = version_of("innerloop")
 extensions = ["algorithm_pages", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"innerloop {version}"
 html_show_copyright = False
 highlight_language = "text"  # indented blocks are commands and formulas; fenced ones name their language

@@ -59,9 +59,9 @@ def test_tutorial(tmp_path: Path) -> None:
     script, program = python_blocks("tutorial.md")
     (tmp_path / "draw.py").write_text(script)
     (tmp_path / "program.py").write_text(program)
-    commands = [line for block in fenced_blocks("tutorial.md", "sh") for line in block.splitlines()]
+    lines = "".join(fenced_blocks("tutorial.md", "sh")).replace("\\\n", " ")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in [*commands, "python program.py"]:
+    for command in [*lines.splitlines(), "python program.py"]:
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
