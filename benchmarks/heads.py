@@ -5,30 +5,27 @@
     .venv/bin/python benchmarks/report.py                 docs/heads.md and heads-avx2.md from them
 
 A step takes embeddings of support and query that require a gradient, to the loss averaged over the tasks, and back. How
-it is measured: race.py. One thread, CPU time.
+it is measured: innerloop.bench.race. One thread, CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import machine
 from head_workloads import HEAD_WORKLOADS
-from race import HERE, Effort, check, measure, summary
+from innerloop.bench.race import Effort, check, measure, summary
 from rivals import HEADS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(HEAD_WORKLOADS)
-    default = HERE / "results" / f"heads-{machine.instruction_set()}.json"
+    default = Path(__file__).parent / "results" / f"heads-{machine.instruction_set()}.json"
     parser.add_argument("--workloads", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--rivals", nargs="+", default=list(HEADS), choices=list(HEADS), metavar="NAME")
     parser.add_argument("--seconds", type=float, default=Effort.seconds, help="for each rival and workload")
@@ -42,15 +39,14 @@ def main() -> None:
     if arguments.output.exists():
         results = json.loads(arguments.output.read_text())
     results["machine"] = machine.describe()
-    run = {"date": datetime.now(timezone.utc).date().isoformat(), "command": shlex.join(["heads.py", *sys.argv[1:]])}
     for workload in (HEAD_WORKLOADS[name] for name in arguments.workloads):
-        rivals = [name for name in arguments.rivals if name.startswith(workload.kind)]
-        checks = check(workload, rivals, f"{workload.kind}-reference", say)
+        rivals = {name: HEADS[name] for name in arguments.rivals if name.startswith(workload.kind)}
+        checks = check(workload, rivals, HEADS[f"{workload.kind}-reference"], say)
         results["checks"].setdefault(workload.name, {}).update(checks)
         rows = measure(workload, rivals, f"{workload.kind}-innerloop", Effort(arguments.seconds), say)
-        load = round(os.getloadavg()[2], 1)  # of the last quarter of an hour: was the machine busy?
-        results["races"][workload.name] = {**run, "load": load, "flops": workload.flops, "rows": rows}
-        say(summary(workload, rows))
+        run = {**machine.this_run(), "load": machine.load()}
+        results["races"][workload.name] = {**run, "flops": workload.flops, "rows": rows}
+        say(summary(workload, rivals, rows))
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from innerloop import TaskBatch
+from innerloop.bench.workloads import WORKLOADS, Workload, make_arrays, make_model
 from innerloop.norms import is_batch_norm
 from innerloop.primitives import hessian_vector_product
 from machine import describe
-from workloads import WORKLOADS, Workload, make_arrays, make_model
 
 RESULTS = Path(__file__).parent / "results" / "hessian_vector.json"
 NAMES = ("sinusoid-k1", "mlp784-k5", "glyphs-k1", "omniglot-k1")

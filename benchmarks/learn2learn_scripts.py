@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import innerloop
-from race import PEERS
+from rivals import PEERS
 from rivals.importing import skip_umbrella
 
 IMPORTS = {"learn2learn": "import learn2learn as l2l", "compat": "import innerloop.compat.learn2learn as l2l"}

@@ -1,35 +1,24 @@
-"""What the figures were measured on: processor, versions, and what one core can do at most."""
+"""What innerloop.bench says of the machine, and what one of its cores can do at most; and how a run is told of."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import statistics
+import shlex
 import subprocess
+import sys
 import tempfile
-import time
-from importlib.metadata import version
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop.bench import machine
 
 
 def describe() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "instruction_set": torch.ops.innerloop.instruction_set(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "innerloop": version("innerloop"),
-        **_peak(),
-        "sgemm_gflops": _sgemm_gflops(),
-    }
+    return {**machine.describe(), **_peak()}
 
 
 def instruction_set() -> str:
@@ -38,11 +27,15 @@ def instruction_set() -> str:
     return name.partition("(")[2].rstrip(")").replace("-", "").lower() or name
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+def this_run() -> dict[str, str]:
+    """The date, and the words that repeat it."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"date": datetime.now(timezone.utc).date().isoformat(), "command": command}
+
+
+def load() -> float:
+    """Processes that wanted to run, over the last quarter of an hour: was the machine busy?"""
+    return round(os.getloadavg()[2], 1)
 
 
 def _peak() -> dict[str, float]:
@@ -53,20 +46,6 @@ def _peak() -> dict[str, float]:
         subprocess.run(["c++", "-std=c++20", "-O3", "-march=native", str(source), "-o", str(program)], check=True)
         measured = json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout)
     return {name: measured[name] for name in ("fma_gflops", "copy_gigabytes")}
-
-
-def _sgemm_gflops() -> float:
-    """torch.mm of two 1024 × 1024 matrices, one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    seconds = []
-    for _ in range(20):
-        start = time.process_time()
-        torch.mm(left, right)
-        seconds.append(time.process_time() - start)
-    torch.set_num_threads(threads)
-    return round(2 * 1024**3 / statistics.median(seconds) * 1e-9, 1)
 
 
 if __name__ == "__main__":

@@ -2,81 +2,49 @@
 
     benchmarks/peers.sh                                   installs the peers, once
     .venv/bin/python benchmarks/maml.py                   everything, into benchmarks/results/
-    .venv/bin/python benchmarks/report.py                 the pages of docs/ from it
+    .venv/bin/python benchmarks/report.py                 the pages and pictures of docs/ from it
 
 First every rival's gradient is compared, in float64, with innerloop's torch engine; one that differs is marked and its
 time does not count. Then all of them, each a process of its own, take turns at a workload, float32: one sample each in
 a round, so that whatever else the machine does meets all alike. One thread, CPU time; ratios are taken within rounds.
-The second part compares two threads with one by wall clock, and is of use on an idle machine only.
+The second part compares two threads with one by wall clock, and is of use on an idle machine only. `innerloop bench` is
+the same harness with the rivals that torch alone has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import machine
-from innerloop.lowering import lower
-from race import (
-    CHECKED_TASKS,
-    HERE,
-    Contestant,
-    Effort,
-    Rows,
-    Worker,
-    WorkerError,
-    check,
-    measure,
-    race,
-    spread,
-    summary,
-)
-from rivals import OURS, RIVALS
-from workloads import WORKLOADS, Workload, make_model
+from innerloop.bench.race import CHECKED_TASKS, Effort, check, measure, measure_threads, summary
+from innerloop.bench.rivals import ORACLE, OURS
+from innerloop.bench.workloads import flops
+from rivals import RIVALS
+from workloads import WORKLOADS
 
-ORACLE = "innerloop-torch"
+RESULTS = Path(__file__).parent / "results"
 PARTS = ("check", "race", "threads")
 
 RIVALS_OF_GROUP = {
     "rivals": list(RIVALS),
     "tasks": [OURS, "innerloop-op", ORACLE, "loop", "jax-vmap", "jax-loop"],
+    "steps": [OURS, ORACLE, "learn2learn", "vmap-exact", "vmap"],
     "torch": [OURS, "innerloop-op", ORACLE],
 }
+#: Whose workloads are others' with one number changed: those were checked.
+UNCHECKED = ("tasks", "steps")
 
 QUICK = Effort(0.0, 1, 1, CHECKED_TASKS)
 
 
-def measure_threads(workload: Workload, rivals: Iterable[str], effort: Effort) -> Rows:
-    """Wall clock with one thread and with two, in turns; the ratio is two threads' time to one's."""
-    rows: Rows = {}
-    for rival in rivals:
-        try:
-            with (
-                Worker(workload, rival, "float32", 1, effort.tasks) as one,
-                Worker(workload, rival, "float32", 2, effort.tasks) as two,
-            ):
-                pair = {"one": Contestant(one, clock="wall"), "two": Contestant(two, clock="wall")}
-                for contestant in pair.values():
-                    contestant.start()
-                race(pair, "one", effort)
-            rows[rival] = {"one": spread(pair["one"].samples), **pair["two"].row()}
-        except WorkerError as failure:
-            rows[rival] = {"failed": str(failure)}
-    return rows
-
-
-# --- the command --------------------------------------------------------------------------------
-
-
 def main() -> None:
     arguments = _parse(sys.argv[1:])
-    effort = QUICK if arguments.quick else Effort(arguments.seconds)
+    effort = QUICK if arguments.quick else Effort(arguments.seconds, arguments.least)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -85,34 +53,30 @@ def main() -> None:
     if arguments.output and arguments.output.exists():
         results = json.loads(arguments.output.read_text())
     results["machine"] = machine.describe()
-    run = {"date": datetime.now(timezone.utc).date().isoformat(), "command": shlex.join(["maml.py", *sys.argv[1:]])}
     for workload in (WORKLOADS[name] for name in arguments.workloads):
-        rivals = [name for name in RIVALS_OF_GROUP[workload.group] if name in arguments.rivals]
-        if "check" in arguments.parts and workload.group != "tasks":
-            results["checks"].setdefault(workload.name, {}).update(check(workload, rivals, ORACLE, say))
+        names = [name for name in RIVALS_OF_GROUP[workload.group] if name in arguments.rivals]
+        rivals = {name: RIVALS[name] for name in names}
+        if "check" in arguments.parts and workload.group not in UNCHECKED:
+            checks = check(workload, rivals, RIVALS[ORACLE], say)
+            results["checks"].setdefault(workload.name, {}).update(checks)
         if "race" in arguments.parts:
             rows = measure(workload, rivals, OURS, effort, say)
-            results["races"][workload.name] = {**run, "flops": flops(workload), "rows": rows}
-            say(summary(workload, rows))
+            run = {**machine.this_run(), "load": machine.load()}
+            say(summary(workload, rivals, rows))
+            if arguments.add:
+                # Timed beside ours, whose row stays that of the run with all.
+                added = {name: {**row, "run": run} for name, row in rows.items() if name != OURS}
+                results["races"][workload.name]["rows"].update(added)
+            else:
+                results["races"][workload.name] = {**run, "flops": flops(workload), "rows": rows}
         if "threads" in arguments.parts and workload.group == "rivals":
-            rows = measure_threads(
-                workload, [name for name in (OURS, "innerloop-op", "loop") if name in rivals], effort
-            )
-            results["threads"][workload.name] = {**run, "rows": rows}
+            timed = {name: rivals[name] for name in (OURS, "innerloop-op", "loop") if name in rivals}
+            rows = measure_threads(workload, timed, effort)
+            results["threads"][workload.name] = {**machine.this_run(), "load": machine.load(), "rows": rows}
             say(f"{workload.name}: two threads {rows}")
         if arguments.output:
             arguments.output.parent.mkdir(exist_ok=True)
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def flops(workload: Workload) -> int | None:
-    """Of the products and convolutions of a step; None where Program.cost() does not say."""
-    if workload.adapt != "all":
-        return None
-    cost = lower(make_model(workload, "float32")).cost(
-        workload.sample, workload.support, workload.query, workload.steps, workload.first_order
-    )
-    return cost.flops * workload.tasks
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -120,6 +84,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
     parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS), metavar="NAME")
     parser.add_argument("--seconds", type=float, default=Effort.seconds, help="for each rival and workload")
+    parser.add_argument("--least", type=int, default=Effort.least, help="samples of each, whatever they take")
     parser.add_argument("--quick", action="store_true", help="two tasks, one sample: does everything run?")
     parser.add_argument(
         "--parts", nargs="+", default=PARTS, choices=PARTS, help="gradients in float64, the race, two threads"
@@ -127,9 +92,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help="JSON to write; workloads that it already holds and are not run stay in it"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="add these rivals' rows to a workload's, in place of beginning anew"
+    )
     arguments = parser.parse_args(words)
     if arguments.output is None and not arguments.quick:
-        arguments.output = HERE / "results" / f"maml-{machine.instruction_set()}.json"
+        arguments.output = RESULTS / f"maml-{machine.instruction_set()}.json"
     return arguments
 
 

@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 
 from innerloop import TaskBatch, engine
+from innerloop.bench.workloads import WORKLOADS, Workload, make_arrays, make_model
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
-from workloads import WORKLOADS, Workload, make_arrays, make_model
 
 PATHS = ("lanes", "low_rank", "conv_block", "winograd", "patch_moments")
 AUTOMATIC, OFF = 1, 0

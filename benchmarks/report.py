@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from head_workloads import HEAD_WORKLOADS, HeadWorkload
-from rivals import ALL_RIVALS, OURS, RIVALS
-from workloads import WORKLOADS, Workload
+from innerloop.bench.rivals import OURS
+from innerloop.bench.table import COLUMNS, cells, counts, number
+from innerloop.bench.workloads import Workload
+from rivals import ALL_RIVALS, RIVALS
+from workloads import WORKLOADS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -53,10 +56,15 @@ def main() -> None:
     if sys.argv[1:] == ["--readme"]:
         print("\n".join(readme_table(PAGES[0].read())))
         return
-    for page in PAGES:
-        (DOCS / page.document).write_text("\n".join(document(page, page.read())) + "\n")
-    for page in HEAD_PAGES:
-        (DOCS / page.document).write_text("\n".join(heads_document(page, page.read())) + "\n")
+    for name, text in documents():
+        (DOCS / name).write_text(text)
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    """(name, text) of every page of docs/ that is made from results."""
+    for pages, write in ((PAGES, document), (HEAD_PAGES, heads_document)):
+        for page in pages:
+            yield page.document, "\n".join(write(page, page.read())) + "\n"
 
 
 def document(page: Page, results: dict[str, Any]) -> Iterator[str]:
@@ -96,6 +104,11 @@ compute it. To repeat it:
     ./dev setup && benchmarks/peers.sh
     .venv/bin/python benchmarks/maml.py && .venv/bin/python benchmarks/report.py
 
+The same on your machine, with what torch alone has, for these workloads or a net of your own ([bench.md](bench.md)):
+
+    innerloop bench
+    innerloop bench --net conv4 --input-shape 3,84,84 --tasks 4 --shots 5 --inner-steps 5
+
 Machine: {cores} cores of an {processor}, {instruction_set}; one core reaches {fma_gflops:.0f} GFLOP/s in fused \
 multiply-adds,
 {sgemm_gflops:.0f} in torch.mm at 1024³, and copies at {copy_gigabytes:.0f} GB/s.
@@ -107,13 +120,14 @@ marked, and its time does not count**. A step is loss and gradients, with the da
 optimizer. "Whole step" is `maml_loss(...)` and `.backward()`, "the op" the native call inside it."""
 
 _OVERVIEW = """\
-×: the rival's time over innerloop's whole step. Share of peak: what the products and convolutions that the recurrence
-needs come to (a multiply-add counts two), over the op's time and one core's multiply-add peak; above 100% is the saving
-of Winograd's algorithm and of low-rank updates."""
+×: the rival's time over innerloop's whole step. GFLOP: what the products and convolutions that the recurrence needs
+come to (a multiply-add counts two). Of mm, of peak: that over the op's time, as a share of what one core reaches in
+torch.mm and in multiply-adds alone; above 100% is the saving of Winograd's algorithm and of low-rank updates."""
 
 _EVERY_RIVAL = """\
-First call: wall clock of the first step, compilation included (on a machine that may be busy). Memory: growth during
-it. Error: of the gradient in float64."""
+Wall: the median by wall clock, longer than the CPU time where other processes had the core; – where it was not
+recorded. First call: wall clock of the first step, compilation included. Memory: growth during it. Error: of the
+gradient in float64."""
 
 _BY_TASKS = "Milliseconds of a step; × as above."
 
@@ -139,10 +153,10 @@ def heads_document(page: Page, results: dict[str, Any]) -> Iterator[str]:
     for workload, run in measured_heads(results):
         yield from ("", f"## {head_name(workload)}", "")
         yield from table(
-            ["", "ms (least–most)", "×", "GFLOP/s", "first call, s", "memory, MB", "error"],
+            ["", *COLUMNS[:3], "GFLOP/s", *COLUMNS[3:]],
             (head_row(rival, row, run["flops"]) for rival, row in run["rows"].items()),
         )
-        yield from ("", f"{run['date']}, `{run['command']}`, at a load average of {run['load']}")
+        yield from ("", told(run))
 
 
 _HEADS = """\
@@ -195,9 +209,9 @@ def heads_lost(results: dict[str, Any]) -> Iterator[str]:
 
 
 def head_row(rival: str, row: dict[str, Any], flops: int) -> list[str]:
-    time, ratio, *others = cells(row)
+    time, wall, ratio, *others = cells(row)
     rate = f"{flops / row['milliseconds']['median'] * 1e-6:.1f}" if "milliseconds" in row else ""
-    return [title(rival, row), time, ratio, rate, *others]
+    return [title(rival, row), time, wall, ratio, rate, *others]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -220,16 +234,27 @@ def overview(results: dict[str, Any]) -> Iterator[str]:
             by_rival = run["rows"]
             others = [name for name in RIVALS if name not in (*OURSELVES, *JAX)]
             yield [
-                name_of(workload),
+                workload.heading,
                 milliseconds(by_rival.get(OP)),
                 milliseconds(by_rival.get(OURS)),
                 compared(by_rival, others),
                 compared(by_rival, JAX, named=False),
-                share_of_peak(run, results["machine"]),
+                gigaflops(run),
+                share_of(run, results["machine"]["sgemm_gflops"]),
+                share_of(run, results["machine"]["fma_gflops"]),
             ]
 
     return table(
-        ["T, support + query, K", "the op, ms", "whole step, ms", "fastest of torch's, ms", "JAX jit, ms", "of peak"],
+        [
+            "T, support + query, K",
+            "the op, ms",
+            "whole step, ms",
+            "fastest of torch's, ms",
+            "JAX jit, ms",
+            "GFLOP",
+            "of mm",
+            "of peak",
+        ],
         rows(),
     )
 
@@ -239,7 +264,7 @@ def readme_table(results: dict[str, Any]) -> Iterator[str]:
         for workload, run in measured(results, "rivals"):
             by_rival = run["rows"]
             yield [
-                name_of(workload),
+                workload.heading,
                 milliseconds(by_rival.get(OURS)),
                 compared(by_rival, ["learn2learn"], named=False),
                 compared(by_rival, [name for name in RIVALS if name not in OURSELVES]),
@@ -256,19 +281,31 @@ def losses(results: dict[str, Any]) -> Iterator[str]:
             ratio = row.get("ratio", {}).get("median")
             if counts(row) and rival not in (OURS, OP) and ratio is not None and ratio <= 1:
                 found = True
-                yield f"- {name_of(workload)}: {RIVALS[rival].title}, ×{ratio:.2f}"
+                yield f"- {workload.heading}: {RIVALS[rival].title}, ×{ratio:.2f}"
     if not found:
         yield "In no row below."
 
 
 def every_rival(results: dict[str, Any]) -> Iterator[str]:
     for workload, run in measured(results, "rivals"):
-        yield from (f"### {name_of(workload)}", "")
+        yield from (f"### {workload.heading}", "")
         yield from table(
-            ["", "ms (least–most)", "×", "first call, s", "memory, MB", "error"],
+            ["", *COLUMNS],
             ([title(rival, row), *cells(row)] for rival, row in run["rows"].items()),
         )
-        yield from ("", f"{run['date']}, `{run['command']}`", "")
+        yield from ("", told(run))
+        for line in dict.fromkeys(told(row["run"]) for row in run["rows"].values() if "run" in row):
+            added = ", ".join(RIVALS[rival].title for rival, row in run["rows"].items() if told(row.get("run")) == line)
+            yield f"<br>{added}: in a race of their own with innerloop, {line}"
+        yield ""
+
+
+def told(run: dict[str, Any] | None) -> str:
+    """When and how rows were measured."""
+    if run is None:
+        return ""
+    load = f", at a load average of {run['load']}" if "load" in run else ""
+    return f"{run['date']}, `{run['command']}`{load}"
 
 
 def by_tasks(results: dict[str, Any]) -> Iterator[str]:
@@ -287,7 +324,7 @@ def two_threads(results: dict[str, Any]) -> Iterator[str]:
     def rows() -> Iterator[list[str]]:
         for name, run in results["threads"].items():
             for rival, row in run["rows"].items():
-                head = [name_of(WORKLOADS[name]), RIVALS[rival].title]
+                head = [WORKLOADS[name].heading, RIVALS[rival].title]
                 if "failed" in row:
                     yield [*head, row["failed"], "", "", ""]
                     continue
@@ -300,9 +337,9 @@ def two_threads(results: dict[str, Any]) -> Iterator[str]:
 
 def resnet(results: dict[str, Any]) -> Iterator[str]:
     return table(
-        ["", "", "ms (least–most)", "×", "first call, s", "memory, MB", "error"],
+        ["", "", *COLUMNS],
         (
-            [name_of(workload), title(rival, row), *cells(row)]
+            [workload.heading, title(rival, row), *cells(row)]
             for workload, run in measured(results, "torch")
             for rival, row in run["rows"].items()
         ),
@@ -323,44 +360,16 @@ def measured(results: dict[str, Any], group: str | None = None) -> Iterator[tupl
 
 
 def _checked_as(workload: Workload) -> str:
-    """A batch of another number of tasks is the same code: its first row was checked."""
-    return f"{workload.name.rpartition('-t')[0]}-k1" if workload.group == "tasks" else workload.name
-
-
-def name_of(workload: Workload) -> str:
-    variant = {True: ", first order", False: ""}[workload.first_order] + (", ANIL" if workload.adapt == "head" else "")
-    sizes = f"T={workload.tasks}, {workload.support}+{workload.query}, K={workload.steps}"
-    return f"{workload.title}{variant}: {sizes}"
+    """Another number of tasks or of steps is the same code: the row with T and K of the paper was checked."""
+    if workload.group not in ("tasks", "steps"):
+        return workload.name
+    return f"{workload.name.rpartition('-')[0]}-k1"
 
 
 def title(rival: str, row: dict[str, Any]) -> str:
     version = row.get("version", "").partition("+")[0]
     of_torch = ALL_RIVALS[rival].distribution in ("torch", "innerloop")
     return ALL_RIVALS[rival].title + ("" if of_torch or not version else f" {version}")
-
-
-def counts(row: dict[str, Any]) -> bool:
-    """Whether it has a time, and of the right gradient."""
-    return "milliseconds" in row and row.get("exact", False)
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    if "milliseconds" not in row:
-        return [row["failed"], "", "", "", ""]
-    time = row["milliseconds"]
-    return [
-        f"{number(time['median'])} ({number(time['min'])}–{number(time['max'])})",
-        f"{row['ratio']['median']:.2f}" if "ratio" in row else "",
-        number(row["first_seconds"]),
-        number(row["peak_megabytes"]),
-        error_of(row),
-    ]
-
-
-def error_of(row: dict[str, Any]) -> str:
-    if "error" not in row:
-        return "unchecked"
-    return f"{row['error']:.0e}" + ("" if row["exact"] else " **wrong**")
 
 
 def milliseconds(row: dict[str, Any] | None) -> str:
@@ -382,18 +391,16 @@ def compared(rows: Rows, rivals: Iterable[str], named: bool = True) -> str:
     return time_and_ratio(rows[best]) + (f" {RIVALS[best].title}" if named else "")
 
 
-def share_of_peak(run: dict[str, Any], machine: dict[str, Any]) -> str:
+def gigaflops(run: dict[str, Any]) -> str:
+    return "–" if run["flops"] is None else number(1e-9 * run["flops"])
+
+
+def share_of(run: dict[str, Any], gflops: float) -> str:
+    """The op's rate of a GFLOP/s."""
     row = run["rows"].get(OP, {})
     if run["flops"] is None or "milliseconds" not in row:
         return "–"
-    return f"{run['flops'] / row['milliseconds']['median'] * 1e-6 / machine['fma_gflops']:.0%}"
-
-
-def number(value: float) -> str:
-    """Three digits."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    return f"{run['flops'] / row['milliseconds']['median'] * 1e-6 / gflops:.0%}"
 
 
 if __name__ == "__main__":

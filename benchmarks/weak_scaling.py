@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 
 from innerloop import TaskBatch, maml_loss
+from innerloop.bench.rivals.innerloop_step import inner_loop_of
+from innerloop.bench.rivals.torch_parts import batch
+from innerloop.bench.workloads import WORKLOADS, Workload, make_model
 from innerloop.distributed import add_up_gradients
-from rivals.innerloop_step import inner_loop_of
-from rivals.torch_parts import batch
-from workloads import WORKLOADS, Workload, make_model
 
 #: Workload → tasks of a process.
 TASKS = {"mlp784-k5": 32, "omniglot-k1": 4, "miniimagenet-k5": 1}

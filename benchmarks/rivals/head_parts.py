@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from head_workloads import HeadWorkload, make_embeddings
-from rivals import Step
+from innerloop.bench.rivals import Step
 
 
 def embeddings(workload: HeadWorkload, dtype: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

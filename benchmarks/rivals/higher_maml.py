@@ -5,9 +5,9 @@ from __future__ import annotations
 import higher
 import torch
 
-from rivals import Step
-from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
-from workloads import Workload
+from innerloop.bench.rivals import Step
+from innerloop.bench.rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
+from innerloop.bench.workloads import Workload
 
 
 def cannot(workload: Workload) -> str | None:

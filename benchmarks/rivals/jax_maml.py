@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rivals import Step
-from workloads import Workload, make_arrays, make_model
+from innerloop.bench.rivals import Step
+from innerloop.bench.workloads import Workload, make_arrays, make_model
 
 OverTasks = Literal["vmap", "map", "loop"]
 
@@ -48,11 +48,15 @@ def _conv4_body(parameters, x, pooled):
     return x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # in the order in which torch flattens
 
 
+def _is_conv4(workload: Workload) -> bool:
+    return workload.net == "conv4"
+
+
 def _net(workload: Workload):
     """(body(parameters, x), learner(parameters, x), how many parameters are the body's)."""
-    if not workload.is_convolutional:
+    if not _is_conv4(workload):
         return (lambda _, x: x), _perceptron, 0
-    pooled = "stride" not in workload.net
+    pooled = workload.options.get("downsample") != "stride"
 
     def body(parameters, x):
         return _conv4_body(parameters, x, pooled)
@@ -63,7 +67,7 @@ def _net(workload: Workload):
 
 
 def cannot(workload: Workload, over_tasks: OverTasks) -> str | None:
-    if workload.is_convolutional and over_tasks != "loop":
+    if _is_conv4(workload) and over_tasks != "loop":
         return "convolutions in lax.map, and grouped ones, run 7 to 10 times slower than one call a task"
     return None
 
@@ -72,7 +76,7 @@ def make(workload: Workload, dtype: str, over_tasks: OverTasks) -> Step:
     jax.config.update("jax_enable_x64", dtype == "float64")
     parameters = [jnp.asarray(value.detach().numpy()) for value in make_model(workload, dtype).parameters()]
     support_x, support_y, query_x, query_y = make_arrays(workload, dtype)
-    if workload.is_convolutional:
+    if _is_conv4(workload):
         support_x, query_x = (np.moveaxis(x, 2, 4) for x in (support_x, query_x))
     data = [jnp.asarray(array) for array in (support_x, support_y, query_x, query_y)]
     body, learner, of_body = _net(workload)

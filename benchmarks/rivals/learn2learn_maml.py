@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from rivals import Step
+from innerloop.bench.rivals import Step
+from innerloop.bench.rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
+from innerloop.bench.workloads import Workload
 from rivals.importing import skip_umbrella
-from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
-from workloads import Workload
 
 
 def make(workload: Workload, dtype: str, package: str = "learn2learn") -> Step:

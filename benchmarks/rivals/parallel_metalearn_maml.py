@@ -14,16 +14,9 @@ from metalearn.loss.categorical_accuracy import CategoricalAccuracy
 from metalearn.model_wrappers import MAML_Model
 from torch import nn
 
-from memory import available_gigabytes
-from rivals import Step
-from rivals.torch_parts import batch, training_model
-from rivals.torch_vmap import GIGABYTES
-from workloads import Workload
-
-
-def cannot(workload: Workload) -> str | None:
-    need = GIGABYTES.get(workload.name, 0)
-    return f"needs {need} GB of memory" if need > available_gigabytes() else None
+from innerloop.bench.rivals import Step
+from innerloop.bench.rivals.torch_parts import batch, training_model
+from innerloop.bench.workloads import Workload
 
 
 class _Mse(BaseLoss):

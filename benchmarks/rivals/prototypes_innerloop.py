@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from head_workloads import HeadWorkload
 from innerloop import ops
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, step_of
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from head_workloads import HeadWorkload, make_embeddings
-from rivals import Step
+from innerloop.bench.rivals import Step
 
 
 def make(workload: HeadWorkload, dtype: str, query_norms: bool) -> Step:

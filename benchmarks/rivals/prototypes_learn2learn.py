@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from head_workloads import HeadWorkload
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, mean_over_tasks, step_of
 from rivals.importing import skip_umbrella
 

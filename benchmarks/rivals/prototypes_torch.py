@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from head_workloads import HeadWorkload
 from innerloop import reference
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, step_of
 
 Form = Literal["reference", "expanded", "no_norms", "cdist"]

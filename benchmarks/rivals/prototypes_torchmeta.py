@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from head_workloads import HeadWorkload
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, step_of
 from rivals.importing import skip_umbrella
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from head_workloads import HeadWorkload
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, step_of
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from head_workloads import HeadWorkload
 from innerloop import ops, reference
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, step_of
 
 

@@ -14,7 +14,7 @@ from qpth.qp import QPFunction
 from torch import Tensor
 
 from head_workloads import HEAD_WORKLOADS, HeadWorkload
-from rivals import Step
+from innerloop.bench.rivals import Step
 from rivals.head_parts import embeddings, step_of
 
 C = 0.1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from rivals import Step
+from innerloop.bench.rivals import Step
+from innerloop.bench.rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
+from innerloop.bench.workloads import Workload
 from rivals.importing import skip_umbrella
-from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
-from workloads import Workload
 
 skip_umbrella("torchmeta", "torchmeta.utils")  # before its parts are imported, hence E402 below
 

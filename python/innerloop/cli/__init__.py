@@ -1,4 +1,5 @@
-"""The command line: ``innerloop train | evaluate | adapt | explain | algorithms | datasets | info``."""
+"""The command line: ``innerloop train | evaluate | adapt | explain | bench | algorithms | datasets |
+info``."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from innerloop.checkpoint import CheckpointError
-from innerloop.cli import adapt, engines, inspection, results, train
+from innerloop.cli import adapt, bench, engines, inspection, results, train
 from innerloop.options import OptionError
 from innerloop.registry import PluginError, UnknownNameError
 from innerloop.training import NonFiniteLossError
@@ -28,6 +29,7 @@ results.add_to(app)
 adapt.add_to(app)
 inspection.add_to(app)
 engines.add_to(app)
+bench.add_to(app)
 
 # What a user can mend, not a fault of the program: a sentence, no traceback. (Set INNERLOOP_DEBUG=1 to see it.)
 _USAGE = (UnknownNameError, OptionError, LookupError)

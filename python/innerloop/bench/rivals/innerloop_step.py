@@ -7,9 +7,9 @@ from typing import Any, Literal
 from torch import nn
 
 from innerloop import TaskBatch, maml_loss
-from rivals import Step
-from rivals.torch_parts import batch
-from workloads import Workload, make_model
+from innerloop.bench.rivals import LossAndGradients, Step
+from innerloop.bench.rivals.torch_parts import batch
+from innerloop.bench.workloads import Workload, make_model
 
 
 def inner_loop_of(workload: Workload, model: nn.Module) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def make(workload: Workload, dtype: str, engine: Literal["native", "torch"]) -> 
     tasks = TaskBatch(*batch(workload, dtype))
     inner_loop = inner_loop_of(workload, model)
 
-    def step():
+    def step() -> LossAndGradients:
         for parameter in parameters:
             parameter.grad = None
         loss = maml_loss(model, tasks, **inner_loop, engine=engine)

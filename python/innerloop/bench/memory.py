@@ -12,8 +12,9 @@ def _kilobytes(file: str, field: str) -> int:
     raise LookupError(f"{file} has no {field}")
 
 
-def available_gigabytes() -> float:
-    return _kilobytes("/proc/meminfo", "MemAvailable") / 2**20
+def available_bytes() -> int:
+    """What the machine has left, and this process's data."""
+    return 1024 * (_kilobytes("/proc/meminfo", "MemAvailable") + _kilobytes("/proc/self/status", "VmData"))
 
 
 def resident_megabytes() -> float:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.func import functional_call
 
-from rivals import Step
-from rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
-from workloads import Workload
+from innerloop.bench.rivals import LossAndGradients, Step
+from innerloop.bench.rivals.torch_parts import body_and_learner, loss_function, tasks, training_model
+from innerloop.bench.workloads import Workload
 
 
 def make(workload: Workload, dtype: str) -> Step:
     model = training_model(workload, dtype)
     body, learner = body_and_learner(model, workload)
-    initial = dict(learner.named_parameters())
+    initial: dict[str, Tensor] = dict(learner.named_parameters())
     loss_of = loss_function(workload)
     batch = tasks(workload, dtype)
 
-    def step():
+    def step() -> LossAndGradients:
         model.zero_grad()
         total = 0.0
         for support_x, support_y, query_x, query_y in batch:

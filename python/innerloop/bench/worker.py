@@ -1,9 +1,9 @@
 """A process that runs one rival on one workload, step by step as race.py asks.
 
-    python worker.py WORKLOAD RIVAL DTYPE THREADS TASKS
+    python -m innerloop.bench.worker
 
-A process of its own gives every rival its own threads, memory and compiler state. Requests come as lines on standard
-input, answers go as lines of JSON to standard output:
+A process of its own gives every rival its own threads, memory and compiler state. Standard input begins with a pickled
+Order; requests follow as lines, and answers go as lines of JSON to standard output:
 
     first           the first step: {"wall": seconds, "megabytes": growth of memory}
     steps N         N more: {"wall": seconds, "cpu": seconds of all threads}
@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from head_workloads import HEAD_WORKLOADS
-from memory import forget_peak, peak_megabytes, resident_megabytes
-from rivals import ALL_RIVALS, Step
-from workloads import WORKLOADS
+from innerloop.bench.memory import available_bytes, forget_peak, peak_megabytes, resident_megabytes
+from innerloop.bench.rivals import Order, Step
 
 
 def main() -> None:
@@ -38,20 +37,19 @@ def main() -> None:
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
 
-    workload_name, rival_name, dtype, threads, tasks = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    workload = {**WORKLOADS, **HEAD_WORKLOADS}[workload_name]
-    workload = replace(workload, tasks=min(workload.tasks, int(tasks)))
-    rival = ALL_RIVALS[rival_name]
-    reason = rival.cannot(workload)
+    order: Order = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(order.threads)
+    reason = order.rival.cannot(order.workload)
     if reason:
         answer(cannot=reason)
         return
-    step = rival.make(workload, dtype)
-    answer(version=version(rival.distribution))
+    step = order.rival.make(order.workload, order.dtype)
+    answer(version=version(order.rival.distribution))
+    # Who needs more than there is fails, and takes no other process with it.
+    resource.setrlimit(resource.RLIMIT_DATA, (available_bytes(), resource.RLIM_INFINITY))
     requests: dict[str, Callable[..., dict[str, float]]] = {"first": _first, "steps": _steps, "save": _save}
-    for line in sys.stdin:
-        name, *arguments = line.split()
+    for line in sys.stdin.buffer:
+        name, *arguments = line.decode().split()
         answer(**requests[name](step, *arguments))
 
 

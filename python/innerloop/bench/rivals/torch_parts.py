@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workloads import Workload, make_arrays, make_model
+from innerloop.bench.workloads import Workload, make_arrays, make_model
 
 Task = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -1,8 +1,8 @@
-"""Rivals that are compared and take turns: what maml.py and heads.py share.
+"""Rivals that are compared and take turns.
 
 First every rival's answer is compared, in float64, with an oracle's; one that differs is marked and its time does not
 count. Then all of them, each a process of its own, take turns at a workload, float32: one sample each in a round, so
-that whatever else the machine does meets all alike. Ratios are taken within rounds.
+that whatever else the machine does meets all alike. CPU time and wall clock; ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from head_workloads import HeadWorkload
-from rivals import ALL_RIVALS
-from workloads import Workload
-
-HERE = Path(__file__).parent
-PEERS = HERE.parent / ".cache" / "peers"
+from innerloop.bench.rivals import Order, Rival
 
 EXACT = 1e-9
 #: Tasks of the comparison in float64: enough to see every term, few enough for the slow.
 CHECKED_TASKS = 2
 
-AnyWorkload = Workload | HeadWorkload
+#: A dataclass with a name, a title and a number of tasks, which the rivals' make knows: Workload, or another.
+AnyWorkload = Any
+Clock = Literal["cpu", "wall"]
+Say = Callable[[str], None]
+#: What was found, by the rival's name.
 Rows = dict[str, dict[str, Any]]
 
 
@@ -45,27 +45,28 @@ class Worker:
     """A process of worker.py, and the words exchanged with it."""
 
     def __init__(
-        self, workload: AnyWorkload, rival: str, dtype: str, threads: int = 1, tasks: int | None = None
+        self, workload: AnyWorkload, rival: Rival, dtype: str, threads: int = 1, tasks: int | None = None
     ) -> None:
-        count = str(threads)
-        peer = ALL_RIVALS[rival].peer
+        """tasks: of the workload's, so many at most."""
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), workload.name, rival, dtype, count, str(tasks or workload.tasks)],
+            [sys.executable, "-m", "innerloop.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(HERE), *([str(PEERS / peer)] if peer else [])]),
-                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
-                "NPROC": count,  # the size of XLA's pool
+                "PYTHONPATH": os.pathsep.join(map(str, [*rival.folders, *filter(None, sys.path)])),
+                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
+                "NPROC": str(threads),  # the size of XLA's pool
                 "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}",
                 "JAX_PLATFORMS": "cpu",
                 "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # a first call is a first call
             },
         )
+        if tasks is not None:
+            workload = replace(workload, tasks=min(workload.tasks, tasks))
+        self._send(pickle.dumps(Order(rival, workload, dtype, threads)))
 
     def __enter__(self) -> Worker:
         try:
@@ -76,16 +77,19 @@ class Worker:
         return self
 
     def ask(self, request: str) -> dict[str, float]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(request + "\n")
-        self._process.stdin.flush()
+        self._send(f"{request}\n".encode())
         return self._read()
+
+    def _send(self, message: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(message)
+        self._process.stdin.flush()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:
-            answer = json.loads(line)
+            answer: dict[str, Any] = json.loads(line)
             if "cannot" in answer:
                 raise WorkerError(answer["cannot"])
             return answer
@@ -103,26 +107,26 @@ class Worker:
 # --- is it the same gradient? -------------------------------------------------------------------
 
 
-def check(workload: AnyWorkload, rivals: Iterable[str], oracle: str, say: Callable[[str], None]) -> Rows:
-    """For every rival, by its name, ‖g − reference‖ / ‖reference‖ of the loss or of all gradients, whichever is larger,
+def check(workload: AnyWorkload, rivals: Mapping[str, Rival], oracle: Rival, say: Say) -> Rows:
+    """For every rival ‖g − reference‖ / ‖reference‖ of the loss or of all gradients, whichever is larger,
     in float64, and whether that makes it exact."""
     rows: Rows = {}
     reference = _in_float64(workload, oracle)
-    for rival in rivals:
+    for name, rival in rivals.items():
         try:
             found = _in_float64(workload, rival)
             error = max(
                 float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
                 for mine, theirs in zip(found, reference, strict=True)
             )
-            rows[rival] = {"error": error, "exact": error <= EXACT}
+            rows[name] = {"error": error, "exact": error <= EXACT}
         except WorkerError as failure:
-            rows[rival] = {"failed": str(failure)}
-        say(f"{workload.name}: {rival} {rows[rival]}")
+            rows[name] = {"failed": str(failure)}
+        say(f"{workload.name}: {name} {rows[name]}")
     return rows
 
 
-def _in_float64(workload: AnyWorkload, rival: str) -> tuple[np.ndarray, np.ndarray]:
+def _in_float64(workload: AnyWorkload, rival: Rival) -> tuple[np.ndarray, np.ndarray]:
     """The loss, and all gradients in one flat array."""
     with tempfile.TemporaryDirectory() as folder, Worker(workload, rival, "float64", tasks=CHECKED_TASKS) as worker:
         file = Path(folder) / "step.npz"
@@ -150,17 +154,17 @@ class Contestant:
     """A rival in a race: what it answered so far.
 
     Attributes:
-        steps: of one sample, so many that it is long enough to time.
-        samples: milliseconds of a step, by round. ratios: to ours in the same round.
+        clock: of the ratios. steps: of one sample, so many that it is long enough to time.
+        samples: milliseconds of a step, by round, of both clocks. ratios: to the base's in the same round.
     """
 
     worker: Worker
-    clock: Literal["cpu", "wall"] = "cpu"
+    clock: Clock = "cpu"
     first_seconds: float = math.nan
     megabytes: float = math.nan
     steps: int = 1
     spent: float = 0.0
-    samples: list[float] = field(default_factory=list)
+    samples: dict[Clock, list[float]] = field(default_factory=lambda: {"cpu": [], "wall": []})
     ratios: list[float] = field(default_factory=list)
     failure: str = ""
 
@@ -171,13 +175,14 @@ class Contestant:
             self.steps = max(1, math.ceil(0.05 / self.worker.ask("steps 1")["wall"]))
 
     def wants_more(self, effort: Effort) -> bool:
-        return not self.failure and (self.spent < effort.seconds or len(self.samples) < effort.least)
+        return not self.failure and (self.spent < effort.seconds or len(self.samples["cpu"]) < effort.least)
 
     def sample(self) -> float:
         answer = self.worker.ask(f"steps {self.steps}")
         self.spent += answer["wall"]
-        self.samples.append(1e3 * answer[self.clock] / self.steps)
-        return self.samples[-1]
+        for clock, samples in self.samples.items():
+            samples.append(1e3 * answer[clock] / self.steps)
+        return self.samples[self.clock][-1]
 
     def row(self) -> dict[str, Any]:
         if self.failure:
@@ -185,8 +190,9 @@ class Contestant:
         row = {
             "first_seconds": self.first_seconds,
             "peak_megabytes": self.megabytes,
-            "milliseconds": spread(self.samples),
-            "samples": len(self.samples),
+            "milliseconds": spread(self.samples[self.clock]),
+            "wall_milliseconds": spread(self.samples["wall"]),
+            "samples": len(self.samples["cpu"]),
         }
         return {**row, "ratio": spread(self.ratios)} if self.ratios else row
 
@@ -216,37 +222,57 @@ def race(contestants: Mapping[str, Contestant], base: str, effort: Effort) -> No
 
 
 def measure(
-    workload: AnyWorkload, rivals: Iterable[str], base: str, effort: Effort, say: Callable[[str], None]
+    workload: AnyWorkload, rivals: Mapping[str, Rival], base: str, effort: Effort, say: Say, threads: int = 1
 ) -> Rows:
-    """For every rival, by its name, its time and its ratio to the base's, or why it has none."""
+    """For every rival its time and its ratio to the base's, or why it has none: CPU time; with threads, wall clock."""
+    clock: Clock = "cpu" if threads == 1 else "wall"
     rows: Rows = {}
     contestants: dict[str, Contestant] = {}
     with ExitStack() as workers:
-        for rival in rivals:
+        for name, rival in rivals.items():
             try:
-                worker = workers.enter_context(Worker(workload, rival, "float32", tasks=effort.tasks))
-                contestant = Contestant(worker)
+                worker = workers.enter_context(Worker(workload, rival, "float32", threads, effort.tasks))
+                contestant = Contestant(worker, clock)
                 contestant.start()
-                contestants[rival] = contestant
-                rows[rival] = {"version": worker.version}
+                contestants[name] = contestant
+                rows[name] = {"version": worker.version}
             except WorkerError as failure:
-                rows[rival] = {"failed": str(failure)}
-            say(f"{workload.name}: {rival} is ready")
+                rows[name] = {"failed": str(failure)}
+            say(f"{workload.name}: {name} is ready")
         race(contestants, base, effort)
-        for rival, contestant in contestants.items():
-            rows[rival] |= contestant.row()
+        for name, contestant in contestants.items():
+            rows[name] |= contestant.row()
     return rows
 
 
-def summary(workload: AnyWorkload, rows: Rows) -> str:
+def measure_threads(workload: AnyWorkload, rivals: Mapping[str, Rival], effort: Effort) -> Rows:
+    """Wall clock with one thread and with two, in turns; the ratio is two threads' time to one's."""
+    rows: Rows = {}
+    for name, rival in rivals.items():
+        try:
+            with (
+                Worker(workload, rival, "float32", 1, effort.tasks) as one,
+                Worker(workload, rival, "float32", 2, effort.tasks) as two,
+            ):
+                pair = {"one": Contestant(one, "wall"), "two": Contestant(two, "wall")}
+                for contestant in pair.values():
+                    contestant.start()
+                race(pair, "one", effort)
+            rows[name] = {"one": spread(pair["one"].samples["wall"]), **pair["two"].row()}
+        except WorkerError as failure:
+            rows[name] = {"failed": str(failure)}
+    return rows
+
+
+def summary(workload: AnyWorkload, rivals: Mapping[str, Rival], rows: Rows) -> str:
     lines = [workload.title]
     for rival, row in rows.items():
         if "failed" in row:
-            lines.append(f"  {ALL_RIVALS[rival].title:40} {row['failed']}")
+            lines.append(f"  {rivals[rival].title:40} {row['failed']}")
             continue
         time, ratio = row["milliseconds"], row.get("ratio", {}).get("median", math.nan)
         lines.append(
-            f"  {ALL_RIVALS[rival].title:40} {time['median']:10.3f} ms ({time['min']:.3f}–{time['max']:.3f})"
+            f"  {rivals[rival].title:40} {time['median']:10.3f} ms ({time['min']:.3f}–{time['max']:.3f})"
             f"  ×{ratio:.2f}  first {row['first_seconds']:.2f} s  {row['peak_megabytes']:.0f} MB"
         )
     return "\n".join(lines)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from memory import available_gigabytes
-from rivals import Step
-from rivals.torch_parts import batch, body_and_learner, loss_function, training_model, with_exact_batch_norm
-from workloads import Workload
+from innerloop.bench.rivals import LossAndGradients, Step
+from innerloop.bench.rivals.torch_parts import (
+    batch,
+    body_and_learner,
+    loss_function,
+    training_model,
+    with_exact_batch_norm,
+)
+from innerloop.bench.workloads import Workload, has_batch_norm
 
-# What a step was seen to take: 11 GB for Omniglot at K = 5, 16 GB for miniImageNet.
-GIGABYTES = {"omniglot-k5": 13, "miniimagenet-k5": 18, "omniglot-t100": 21}
+Parameters = dict[str, Tensor]
 
 
 def cannot(workload: Workload, exact_batch_norm: bool = False, compiled: bool = False) -> str | None:
-    if exact_batch_norm and not compiled and not workload.is_convolutional:
+    if exact_batch_norm and not compiled and not has_batch_norm(workload):
         return "has no BatchNorm"
-    need = GIGABYTES.get(workload.name, 0)
-    if need > available_gigabytes():
-        return f"needs {need} GB of memory"
     return None
 
 
@@ -31,13 +33,15 @@ def make(workload: Workload, dtype: str, exact_batch_norm: bool = False, compile
     loss_of = loss_function(workload)
     data = batch(workload, dtype)
     parameters = dict(model.named_parameters())
-    body_parameters = dict(body.named_parameters())
-    initial = dict(learner.named_parameters())
+    body_parameters: Parameters = dict(body.named_parameters())
+    initial: Parameters = dict(learner.named_parameters())
 
-    def support_loss(adapted, support, support_y):
+    def support_loss(adapted: Parameters, support: Tensor, support_y: Tensor) -> Tensor:
         return loss_of(functional_call(learner, adapted, (support,)), support_y)
 
-    def task_loss(shared, initial, support_x, support_y, query_x, query_y):
+    def task_loss(
+        shared: Parameters, initial: Parameters, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor
+    ) -> Tensor:
         adapted = initial
         support = functional_call(body, shared, (support_x,))
         for _ in range(workload.steps):
@@ -47,14 +51,14 @@ def make(workload: Workload, dtype: str, exact_batch_norm: bool = False, compile
             adapted = {name: adapted[name] - workload.inner_lr * gradients[name] for name in adapted}
         return loss_of(functional_call(learner, adapted, (functional_call(body, shared, (query_x,)),)), query_y)
 
-    def meta_loss(shared, initial, *data):
+    def meta_loss(shared: Parameters, initial: Parameters, *data: Tensor) -> Tensor:
         return vmap(task_loss, (None, None, 0, 0, 0, 0))(shared, initial, *data).mean()
 
     meta_gradient = grad_and_value(meta_loss, argnums=(0, 1))
     if compiled:
         meta_gradient = torch.compile(meta_gradient, fullgraph=True)
 
-    def step():
+    def step() -> LossAndGradients:
         (of_body, of_learner), loss = meta_gradient(body_parameters, initial, *data)
         gradients = [*of_body.values(), *of_learner.values()]
         assert len(gradients) == len(parameters)
