@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say shapes and dtypes, which annotations cannot
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 
 SHAPE = re.compile(r"(?<![`\w\]])\[(?=[A-Z4*.])([^\]`\n]{1,40})\]")
@@ -53,12 +54,12 @@ def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
     bars are bars.
     """
     try:
-        names = list(inspect.signature(obj).parameters)
+        names = [*inspect.signature(obj).parameters, *inspect.get_annotations(obj)]
     except (TypeError, ValueError):
         names = []
     text = "\n".join(lines)
     if names:
-        section = r"^Args:\n(?:[ \t]+.*\n?|\n)+"
+        section = r"^(?:Args|Attributes):\n(?:[ \t]+.*\n?|\n)+"
         text = re.sub(section, lambda match: _one_a_line(match[0], names), text, flags=re.MULTILINE)
     text = re.sub(r"^Returns: ((?:.+\n?)+)", _returns, text, flags=re.MULTILINE)
     text = re.sub(r"(^|: )(\w\.)$", r"\1\\\2", text, flags=re.MULTILINE)  # "N." begins no list
@@ -70,8 +71,8 @@ def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
 def _one_a_line(section: str, names: list[str]) -> str:
     indent = re.search(r"\n([ \t]+)", section)
     start = "\n" + (indent[1] if indent else "    ")
-    any_name = "|".join(map(re.escape, names))
-    return re.sub(rf"(?<=[.:)\]])(?: |\n[ \t]+)(?=(?:{any_name}): )", start, section)
+    name = f"(?:{'|'.join(map(re.escape, names))})"
+    return re.sub(rf"(?<=[.:)\]])(?: |\n[ \t]+)(?={name}(?:, {name})*: )", start, section)
 
 
 def _returns(match: re.Match[str]) -> str:

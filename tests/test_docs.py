@@ -73,6 +73,13 @@ def test_tutorial(tmp_path: Path) -> None:
     assert (tmp_path / "result.html").exists()
 
 
+def test_the_page_on_kernels_quotes_the_sources() -> None:
+    sources = "".join(path.read_text() for path in sorted((ROOT / "csrc").glob("*/inner_update.*")))
+    quoted = fenced_blocks("adding-a-kernel.md", "cpp")
+    assert quoted
+    assert all(block in sources for block in quoted)
+
+
 def test_every_algorithm_has_a_page() -> None:
     own = {point.name for point in entry_points(group="innerloop.algorithms") if point.dist.name == "innerloop"}
     assert own == {page.stem for page in (ROOT / "docs" / "algorithms").glob("*.md")} - {"index"}

@@ -71,7 +71,7 @@ class Algorithm(nn.Module, ABC):
 
     training_steps: int  # declared alone: only algorithms that change in the course of training have it
 
-    #: Where this algorithm trains best with settings other than TrainingSettings' own: field name → value.
+    #: The settings with which this algorithm trains best where they are not TrainingSettings' own, by field name.
     training_defaults: ClassVar[Mapping[str, Any]] = {}
 
     #: The same for the options of a model, by the model's name.

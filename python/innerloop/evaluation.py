@@ -30,7 +30,8 @@ class Evaluation:
     Attributes:
         metric: "accuracy", or "mse" for regression. mean: over episodes. ci95: half-width of the 95% confidence
             interval of the mean, 1.96 standard errors. episodes: number of tasks.
-        ways, shots, queries: of a task: samples of a class, or in regression of a task, which has no ways then.
+        ways: classes of a task; None in regression.
+        shots: support samples of a class, or in regression of a task. queries: query samples, likewise.
         seed: of the task list.
         inner_steps: gradient steps of the adaptation; None for methods without. bn: what BatchNorm normalised with.
     """
@@ -81,7 +82,7 @@ def evaluate(
 
     Args:
         tasks: a Dataset, from which the same tasks are drawn for the same seed; or task batches, all of which count.
-        ways, shots, queries: classes of a task, support and query samples of a class.
+        ways: classes of a task. shots, queries: support and query samples of a class.
         episodes: number of tasks, at least 2.
         inner_steps: gradient steps in place of the algorithm's own.
         distributed: share the tasks between the processes of torch.distributed, each of which must call this; every

@@ -73,7 +73,7 @@ def prototype_loss(
     The losses are differentiable in support and queries to any order.
 
     Args:
-        support, labels, queries, num_classes, temperature, mask: as there.
+        support, labels, queries, num_classes, temperature, mask: of :func:`prototype_logits`.
         query_labels: [T, Q] int64, 0 … num_classes-1.
         query_mask: [T, Q] bool, False where a query is padding and enters no loss. None: all enter.
 

@@ -93,8 +93,9 @@ def svm_solve(
         labels: [T, S] int64, 0 … num_classes-1 in any order.
         num_classes: N.
         C: what a unit of slack ξ costs.
-        max_iterations, tolerance: it has converged when the duality gap is at most tolerance times the primal
-            objective, or when no more is left of the gap than float64's rounding.
+        max_iterations: of the solver.
+        tolerance: it has converged when the duality gap is at most tolerance times the primal objective, or when no
+            more is left of the gap than float64's rounding.
         diagonal: what is added to the diagonal of XXᵀ. The paper's program has 0; the authors' code adds 1, which
             makes the α of any support set unique.
         mask: [T, S] bool, False where a support sample is padding and counts nowhere. None: all count.
