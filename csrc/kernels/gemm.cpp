@@ -215,19 +215,33 @@ void dot_tile(int64_t inner, const T* a, int64_t a_row, const T* b, int64_t b_ro
   }
 }
 
-// The L × L block of in, transposed: log₂L times, rows i and i + L/2 are interleaved into rows 2i and 2i + 1.
+// The L × L block of in, transposed. First inside of the vectors' 16 bytes of G elements, log₂G times: of G rows, i and
+// i + G/2 are interleaved into 2i and 2i + 1. Then whole 16 bytes, log₂(L/G) times: of the rows G apart, the even 16
+// bytes of 2i and 2i + 1 go to i, the odd ones to the second half. Both are single instructions.
 template <class T, int... I>
 inline void transpose_block(const T* in, int64_t in_row, T* out, int64_t out_row, std::integer_sequence<int, I...>) {
-  constexpr int L = lanes<T>;
+  constexpr int L = lanes<T>, G = 16 / sizeof(T);
   Vector<T> rows[L], next[L];
   INNERLOOP_UNROLL
   for (int i = 0; i < L; ++i) rows[i] = load(in + i * in_row);
   INNERLOOP_UNROLL
-  for (int distance = 1; distance < L; distance *= 2) {
+  for (int times = 1; times < G; times *= 2) {
+    INNERLOOP_UNROLL
+    for (int i = 0; i < L; i += 2) {
+      const Vector<T> first = rows[i / G * G + i % G / 2], second = rows[i / G * G + i % G / 2 + G / 2];
+      next[i] = __builtin_shufflevector(first, second, (I / G * G + I % G / 2 + I % 2 * L)...);
+      next[i + 1] = __builtin_shufflevector(first, second, (I / G * G + G / 2 + I % G / 2 + I % 2 * L)...);
+    }
+    INNERLOOP_UNROLL
+    for (int i = 0; i < L; ++i) rows[i] = next[i];
+  }
+  INNERLOOP_UNROLL
+  for (int times = 1; times < L / G; times *= 2) {
     INNERLOOP_UNROLL
     for (int i = 0; i < L / 2; ++i) {
-      next[2 * i] = __builtin_shufflevector(rows[i], rows[i + L / 2], (I / 2 + (I % 2) * L)...);
-      next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + L / 2], (L / 2 + I / 2 + (I % 2) * L)...);
+      const Vector<T> first = rows[i / G * 2 * G + i % G], second = rows[i / G * 2 * G + G + i % G];
+      next[i] = __builtin_shufflevector(first, second, (I / G * 2 * G + I % G)...);
+      next[i + L / 2] = __builtin_shufflevector(first, second, (I / G * 2 * G + G + I % G)...);
     }
     INNERLOOP_UNROLL
     for (int i = 0; i < L; ++i) rows[i] = next[i];

@@ -72,9 +72,13 @@ inline Tensor shaped_labels(const Tensor& labels, const Tensor& samples_of, int6
 // Of contiguous labels on the CPU: each must be -1 (no class) to classes - 1.
 inline void check_label_values(const Tensor& labels, int64_t classes, const char* name = "labels") {
   const int64_t* label = labels.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i) {
-    STD_TORCH_CHECK(label[i] >= -1 && label[i] < classes, name, " holds ", label[i], " in task ", i / labels.size(1),
-                    ", expected 0 to ", classes - 1);
+  const int64_t count = labels.numel();
+  const auto is_class = [&](int64_t value) { return value >= -1 && value < classes; };
+  bool all = true;  // first of all of them: a pass without a branch for each
+  for (int64_t i = 0; i < count; ++i) all &= is_class(label[i]);
+  for (int64_t i = 0; i < count && !all; ++i) {
+    STD_TORCH_CHECK(is_class(label[i]), name, " holds ", label[i], " in task ", i / labels.size(1), ", expected 0 to ",
+                    classes - 1);
   }
 }
 

@@ -26,7 +26,7 @@ void for_blocks(int64_t tasks, int64_t count, int64_t block, int64_t operations_
   });
 }
 
-constexpr int64_t rows_a_block = 120;     // of distances
+constexpr int64_t rows_a_block = 160;     // of distances
 constexpr int64_t columns_a_block = 800;  // of their gradient; whole vectors
 
 }  // namespace innerloop

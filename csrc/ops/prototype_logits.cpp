@@ -21,28 +21,21 @@ namespace {
 struct Prototypes {
   Tensor means;    // [T, N, D]
   Tensor weights;  // [T, N], 1 / number of samples of the class
-  Tensor packed;   // the means as the distances' kernel wants them
-  int64_t packed_size;
 };
 
 template <class T>
 Prototypes find_prototypes(const PrototypeLogits& n) {
   const Tensor &support = n.support, &labels = n.labels;
-  const int64_t size = INNERLOOP_CALL(packed_points_size, support.const_data_ptr<T>(), n.classes, n.dim);
   Prototypes found{torch::stable::new_empty(support, {n.tasks, n.classes, n.dim}),
-                   torch::stable::new_empty(support, {n.tasks, n.classes}),
-                   torch::stable::new_empty(support, {n.tasks, size}), size};
+                   torch::stable::new_empty(support, {n.tasks, n.classes})};
   const T* from = support.const_data_ptr<T>();
   const int64_t* label = labels.const_data_ptr<int64_t>();
   T* means = found.means.mutable_data_ptr<T>();
   T* weights = found.weights.mutable_data_ptr<T>();
-  T* packed = found.packed.mutable_data_ptr<T>();
   torch::stable::parallel_for(0, n.tasks, grain(n.samples * n.dim), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      T* mean = means + t * n.classes * n.dim;
       INNERLOOP_CALL(class_means, from + t * n.samples * n.dim, label + t * n.samples, n.samples, n.classes, n.dim,
-                     mean, weights + t * n.classes);
-      INNERLOOP_CALL(pack_points, mean, n.classes, n.dim, packed + t * size);
+                     means + t * n.classes * n.dim, weights + t * n.classes);
     }
   });
   return found;
@@ -60,13 +53,11 @@ std::tuple<Tensor, Tensor, Tensor> prototype_logits_cpu(Tensor support, Tensor l
     found = find_prototypes<T>(n);
     const T* rows = q.const_data_ptr<T>();
     const T* means = found->means.const_data_ptr<T>();
-    const T* packed = found->packed.const_data_ptr<T>();
     T* out = logits.mutable_data_ptr<T>();
     for_blocks(n.tasks, n.rows, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.rows + first;
-      INNERLOOP_CALL(squared_distances, rows + row * n.dim, means + t * n.classes * n.dim,
-                     packed + t * found->packed_size, last - first, n.classes, n.dim, static_cast<T>(-1 / temperature),
-                     out + row * n.classes);
+      INNERLOOP_CALL(squared_distances, rows + row * n.dim, means + t * n.classes * n.dim, last - first, n.classes,
+                     n.dim, static_cast<T>(-1 / temperature), out + row * n.classes);
     });
   });
   return {logits, found->means, found->weights};
@@ -96,16 +87,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(Tensor sup
     found = find_prototypes<T>(n);
     const T* rows = q.const_data_ptr<T>();
     const T* means = found->means.const_data_ptr<T>();
-    const T* packed = found->packed.const_data_ptr<T>();
     T* to_logits = logits.mutable_data_ptr<T>();
     T* to_gradient = gradient.mutable_data_ptr<T>();
     for_blocks(n.tasks, n.rows, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.rows + first;
       sums[static_cast<size_t>(t * blocks + first / rows_a_block)] = INNERLOOP_CALL(
-          squared_distances_loss, rows + row * n.dim, means + t * n.classes * n.dim, packed + t * found->packed_size,
-          last - first, n.classes, n.dim, static_cast<T>(-1 / temperature), label + row,
-          static_cast<T>(1 / counts[static_cast<size_t>(t)]), to_logits + row * n.classes,
-          to_gradient + row * n.classes);
+          squared_distances_loss, rows + row * n.dim, means + t * n.classes * n.dim, last - first, n.classes, n.dim,
+          static_cast<T>(-1 / temperature), label + row, static_cast<T>(1 / counts[static_cast<size_t>(t)]),
+          to_logits + row * n.classes, to_gradient + row * n.classes);
     });
     T* loss = losses.mutable_data_ptr<T>();
     for (int64_t t = 0; t < n.tasks; ++t) {

@@ -20,18 +20,10 @@ Tensor squared_distances_cpu(Tensor queries, Tensor points) {
     const T* a = q.const_data_ptr<T>();
     const T* b = p.const_data_ptr<T>();
     T* d = out.mutable_data_ptr<T>();
-    const int64_t size = INNERLOOP_CALL(packed_points_size, b, n.count, n.dim);
-    Tensor packed = torch::stable::new_empty(q, {n.tasks, size});
-    T* to = packed.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, n.tasks, grain(size), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        INNERLOOP_CALL(pack_points, b + t * n.count * n.dim, n.count, n.dim, to + t * size);
-      }
-    });
     for_blocks(n.tasks, n.rows, rows_a_block, n.count * n.dim, [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.rows + first;
-      INNERLOOP_CALL(squared_distances, a + row * n.dim, b + t * n.count * n.dim, to + t * size, last - first, n.count,
-                     n.dim, T(1), d + row * n.count);
+      INNERLOOP_CALL(squared_distances, a + row * n.dim, b + t * n.count * n.dim, last - first, n.count, n.dim, T(1),
+                     d + row * n.count);
     });
   });
   return out;
