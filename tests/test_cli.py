@@ -62,6 +62,7 @@ def test_an_algorithms_defaults_are_shown(innerloop_cli: CommandLine) -> None:
         (("train", "maml", "--schedule", "cosin"), "'cosine'"),
         (("train", "maml", "--steps", "many"), "Invalid value for '--steps'"),
         (("train", "maml", "--shots", "0"), "shots is 0, expected at least 1"),
+        (("train", "protonet", "--ways", "9999"), "no train task of 9999 ways, 1 shots and 5 queries: ways is 9999"),
         (("train", "maml", "--shots", "10"), "no val task of 5 ways, 10 shots and 15 queries: class"),
         (("train", "maml", "--inner-steps", "-1"), "inner_steps is -1"),
         (("train", "maml", "--engine", "nativ"), "nativ"),

@@ -210,13 +210,16 @@ def _train(name: str, cls: type, options: dict[str, Any], settings: TrainingSett
 
 
 def _check_sizes(config: RunConfig, dataset: Dataset) -> None:
-    """Draw a validation and a test task: that the data is too small for them must not come up after training."""
-    ways, shots = config.evaluation_ways, config.training.shots
-    for part in SPLITS[1:]:
+    """Draw a task of each part: that the data is too small for them must come up before a run begins."""
+    shots = config.training.shots
+    for part in SPLITS:
+        ways, queries = config.evaluation_ways, QUERIES
+        if part == "train":
+            ways, queries = config.training.ways, config.training.queries
         try:
-            dataset.split(part).sample(1, ways, shots, QUERIES, config.training.seed)
+            dataset.split(part).sample(1, ways, shots, queries, config.training.seed)
         except ValueError as error:
-            raise OptionError(f"no {part} task of {ways} ways, {shots} shots and {QUERIES} queries: {error}") from error
+            raise OptionError(f"no {part} task of {ways} ways, {shots} shots and {queries} queries: {error}") from error
 
 
 def _configure(
