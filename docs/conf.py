@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
     """Docstrings are written to be read in the source; this makes of their short forms what napoleon reads.
 
     Several arguments of one line get a line each, "Returns: text" is a field, shapes such as [T, S, D] are literal, and
-    bars are bars.
+    bars and stars are themselves.
     """
     try:
         names = [*inspect.signature(obj).parameters, *inspect.get_annotations(obj)]
@@ -63,9 +64,15 @@ def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
         text = re.sub(section, lambda match: _one_a_line(match[0], names), text, flags=re.MULTILINE)
     text = re.sub(r"^Returns: ((?:.+\n?)+)", _returns, text, flags=re.MULTILINE)
     text = re.sub(r"(^|: )(\w\.)$", r"\1\\\2", text, flags=re.MULTILINE)  # "N." begins no list
+    text = _outside_literals(text, lambda part: SHAPE.sub(r"``[\1]``", part))
+    text = _outside_literals(text, lambda part: re.sub(r"[|*]", r"\\\g<0>", part))
+    lines[:] = text.split("\n")
+
+
+def _outside_literals(text: str, change: Callable[[str], str]) -> str:
     parts = re.split(r"(``.+?``|`[^`\n]+`)", text)
-    parts[::2] = [SHAPE.sub(r"``[\1]``", part).replace("|", r"\|") for part in parts[::2]]
-    lines[:] = "".join(parts).split("\n")
+    parts[::2] = map(change, parts[::2])
+    return "".join(parts)
 
 
 def _one_a_line(section: str, names: list[str]) -> str:

@@ -88,6 +88,8 @@ def evaluate(
         distributed: share the tasks between the processes of torch.distributed, each of which must call this; every
             one returns what a single process would.
 
+    Returns: mean and interval, with what must be known to compare them.
+
     Raises:
         ValueError: inner_steps for an algorithm without an inner loop, or too few episodes.
     """

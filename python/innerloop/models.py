@@ -26,7 +26,8 @@ class SimpleModel(nn.Module):
     """Two Linear layers with a ReLU between, on flattened samples: the 784-128-N net of MAML's Omniglot baselines.
 
     Args:
-        inputs: features of a flattened sample. hidden: width. outputs: of the head. activation: instead of the ReLU.
+        inputs: features of a flattened sample. hidden: width. outputs: of the head.
+        activation: "relu", or "sigmoid" in its place.
     """
 
     def __init__(self, inputs: int = 784, hidden: int = 128, outputs: int = 5, activation: Activation = "relu") -> None:
@@ -48,6 +49,7 @@ def mlp(
     """Two Linear layers with an activation between.
 
     Args:
+        input_shape: of one sample, which is flattened. outputs: of the head; None: no head.
         hidden: width of the hidden layer; without a head, of the embedding.
         activation: "relu" or "sigmoid": with 20 hidden units the net of Andrychowicz et al. 2016, section 3.2.
     """
@@ -64,6 +66,7 @@ def linear(input_shape: Shape = (10,), outputs: int | None = 1, *, bias: bool = 
     """One Linear layer: on the data set ``quadratic``, θ of the functions of Andrychowicz et al. 2016, section 3.1.
 
     Args:
+        input_shape: of one sample, which is flattened. outputs: of the layer; None: as many as inputs.
         bias: add a vector of biases.
     """
     inputs = math.prod(input_shape)
@@ -74,6 +77,7 @@ def sinusoid_mlp(input_shape: Shape = (1,), outputs: int | None = 1, *, hidden: 
     """The regression net of Finn et al. 2017, section 5.1: 1-40-40-1 with ReLU.
 
     Args:
+        input_shape: of one sample, (features,). outputs: of the head; None: no head.
         hidden: width of both hidden layers.
     """
     layers = [nn.Linear(math.prod(input_shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
@@ -93,6 +97,7 @@ def conv4(
     Without a head its outputs are feature maps [N, filters, height, width].
 
     Args:
+        input_shape: (channels, height, width) of one sample. outputs: of the head, a Linear layer; None: no head.
         filters: channels of every block: 64 for Omniglot, 32 for miniImageNet in Finn et al. 2017.
         downsample: "pool" is a 2×2 max-pool after each block; "stride" a stride of 2 in the convolution, as in
             Finn et al. 2017 on Omniglot.
@@ -141,7 +146,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str) -> Callable[..., nn.Module]:
-    """The builder of that name.
+    """The builder of that name: (input_shape, outputs, **options) → nn.Module.
 
     Raises:
         LookupError: no such name; the message has the nearest matches and the list.
