@@ -44,7 +44,7 @@ def main() -> None:
         checks = check(workload, rivals, HEADS[f"{workload.kind}-reference"], say)
         results["checks"].setdefault(workload.name, {}).update(checks)
         rows = measure(workload, rivals, f"{workload.kind}-innerloop", Effort(arguments.seconds), say)
-        run = {**machine.this_run(), "load": machine.load()}
+        run = machine.this_run()
         results["races"][workload.name] = {**run, "flops": workload.flops, "rows": rows}
         say(summary(workload, rivals, rows))
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")

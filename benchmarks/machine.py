@@ -27,15 +27,15 @@ def instruction_set() -> str:
     return name.partition("(")[2].rstrip(")").replace("-", "").lower() or name
 
 
-def this_run() -> dict[str, str]:
-    """The date, and the words that repeat it."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"date": datetime.now(timezone.utc).date().isoformat(), "command": command}
-
-
-def load() -> float:
-    """Processes that wanted to run, over the last quarter of an hour: was the machine busy?"""
-    return round(os.getloadavg()[2], 1)
+def this_run() -> dict[str, Any]:
+    """The date, the words that repeat it, and whether others were in the way: processes that wanted to run, over the
+    last quarter of an hour; and whether this one went before them."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "load": round(os.getloadavg()[2], 1),
+        "real_time": os.sched_getscheduler(0) == os.SCHED_FIFO,  # chrt -f 10
+    }
 
 
 def _peak() -> dict[str, float]:

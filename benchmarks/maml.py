@@ -61,7 +61,7 @@ def main() -> None:
             results["checks"].setdefault(workload.name, {}).update(checks)
         if "race" in arguments.parts:
             rows = measure(workload, rivals, OURS, effort, say)
-            run = {**machine.this_run(), "load": machine.load()}
+            run = machine.this_run()
             say(summary(workload, rivals, rows))
             if arguments.add:
                 # Timed beside ours, whose row stays that of the run with all.
@@ -72,7 +72,7 @@ def main() -> None:
         if "threads" in arguments.parts and workload.group == "rivals":
             timed = {name: rivals[name] for name in (OURS, "innerloop-op", "loop") if name in rivals}
             rows = measure_threads(workload, timed, effort)
-            results["threads"][workload.name] = {**machine.this_run(), "load": machine.load(), "rows": rows}
+            results["threads"][workload.name] = {**machine.this_run(), "rows": rows}
             say(f"{workload.name}: two threads {rows}")
         if arguments.output:
             arguments.output.parent.mkdir(exist_ok=True)

@@ -1,55 +1,29 @@
-"""Writes the pages of docs/ from benchmarks/results/: of the MAML step and of the heads, a page for each machine;
---readme prints the README's table instead."""
+"""Writes the pages and pictures of docs/ from benchmarks/results/: of the MAML step and of the heads, a page for each
+machine; --readme prints the README's table instead."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import time_to_accuracy_report
 from head_workloads import HEAD_WORKLOADS, HeadWorkload
 from innerloop.bench.rivals import OURS
 from innerloop.bench.table import COLUMNS, cells, counts, number
-from innerloop.bench.workloads import Workload
+from maml_pictures import MEMORY, README, RIVAL_BARS, STEPS, TASKS, file_of, pictures
+from pictures import Picture, write
+from results_files import HEAD_PAGES, JAX, OP, OURSELVES, PAGES, RESULTS, Page, Rows, fastest, measured
 from rivals import ALL_RIVALS, RIVALS
+from tables import table, told
 from workloads import WORKLOADS
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-DOCS = HERE.parent / "docs"
+#: What a row says in a table; of a rival that has none, None.
+Cell = Callable[[dict[str, Any] | None], str]
 
-
-@dataclass(frozen=True)
-class Page:
-    """What was measured on one machine: a file of results/, and the page of docs/ made from it."""
-
-    results: str
-    document: str
-    machine: str
-
-    def read(self) -> dict[str, Any]:
-        return json.loads((RESULTS / self.results).read_text())
-
-
-PAGES = [
-    Page("maml-avx512.json", "benchmarks.md", "a Zen 4 EPYC with AVX-512"),
-    Page("maml-avx2.json", "benchmarks-avx2.md", "a Zen 1 EPYC with AVX2"),
-]
-
-HEAD_PAGES = [
-    Page("heads-avx512.json", "heads.md", PAGES[0].machine),
-    Page("heads-avx2.json", "heads-avx2.md", PAGES[1].machine),
-]
-
-OP = "innerloop-op"
-#: Rivals that are no other library: they are shown, but are not "the best of the others".
-OURSELVES = (OURS, OP, "innerloop-torch", "compat")
-JAX = ("jax-vmap", "jax-map", "jax-loop")
-
-Rows = dict[str, dict[str, Any]]
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
@@ -58,13 +32,29 @@ def main() -> None:
         return
     for name, text in documents():
         (DOCS / name).write_text(text)
+    for name, picture in all_pictures():
+        write(picture, DOCS / name)
+
+
+def all_pictures() -> Iterator[tuple[str, Picture]]:
+    """(file in docs/, picture) of every page."""
+    yield time_to_accuracy_report.PICTURE, time_to_accuracy_report.picture(_time_to_accuracy())
+    for page in PAGES:
+        for name, picture in pictures(page.read()):
+            if name != README or page is PAGES[0]:
+                yield file_of(page, name), picture
 
 
 def documents() -> Iterator[tuple[str, str]]:
     """(name, text) of every page of docs/ that is made from results."""
-    for pages, write in ((PAGES, document), (HEAD_PAGES, heads_document)):
+    for pages, lines_of in ((PAGES, document), (HEAD_PAGES, heads_document)):
         for page in pages:
-            yield page.document, "\n".join(write(page, page.read())) + "\n"
+            yield page.document, "\n".join(lines_of(page, page.read())) + "\n"
+    yield time_to_accuracy_report.DOCUMENT, "\n".join(time_to_accuracy_report.document(_time_to_accuracy())) + "\n"
+
+
+def _time_to_accuracy() -> dict[str, Any]:
+    return json.loads((RESULTS / time_to_accuracy_report.RESULTS).read_text())
 
 
 def document(page: Page, results: dict[str, Any]) -> Iterator[str]:
@@ -75,10 +65,13 @@ def document(page: Page, results: dict[str, Any]) -> Iterator[str]:
     yield from _INTRODUCTION.format(**results["machine"]).splitlines()
     yield ""
     yield from others(page, PAGES)
+    shown = {name: f"![{_ALT[name]}]({file_of(page, name)})" for name, _ in pictures(results)}
     yield from section("Against everything else", overview(results), _OVERVIEW)
     yield from section("Where innerloop is not ahead", losses(results))
-    yield from section("Every rival", every_rival(results), _EVERY_RIVAL)
-    yield from section("More and fewer tasks", by_tasks(results), _BY_TASKS)
+    yield from section("Every rival", every_rival(results, shown[RIVAL_BARS]), _EVERY_RIVAL)
+    yield from section("More and fewer tasks", by_size(results, "tasks", shown.get(TASKS)), _BY_TASKS)
+    yield from section("More inner steps", by_size(results, "steps", shown.get(STEPS)), _BY_STEPS)
+    yield from section("Memory over inner steps", memory(results, shown.get(MEMORY)), _MEMORY)
     yield from section("Two threads", two_threads(results), _TWO_THREADS)
     yield from section("ResNet-12", resnet(results), _RESNET)
 
@@ -131,11 +124,26 @@ gradient in float64."""
 
 _BY_TASKS = "Milliseconds of a step; × as above."
 
+_BY_STEPS = "Milliseconds of a step; × as above. With BatchNorm, vmap's is the one written out."
+
+_MEMORY = """\
+Megabytes that a process grew by during its first step, on one thread: what the gradient of K inner steps keeps, and
+what a library sets up once. The native engine keeps the parameters and the support pass of every step, of one task a
+thread; learn2learn's loop keeps the graph of one task, the torch engine and vmap those of all tasks."""
+
+_ALT = {
+    README: "Milliseconds of a step: innerloop, learn2learn, and the fastest of torch's kind and of JAX",
+    RIVAL_BARS: "Milliseconds of a step, a panel for each workload and a bar for each rival whose gradient is right",
+    TASKS: "Milliseconds of a step over the number of tasks",
+    STEPS: "Milliseconds of a step over the number of inner steps",
+    MEMORY: "Megabytes over the number of inner steps",
+}
+
 _TWO_THREADS = """\
 Wall clock, one thread and two in turns; ratio: two threads' time over one's, so that 0.5 is perfect. Memory: growth
 with two threads."""
 
-_RESNET = "MetaOptNet's ResNet-12, 5-way 5-shot with 15 queries a class, against the torch engine."
+_RESNET = "MetaOptNet's ResNet-12, one task, 5-way 5-shot with one query a class, against the torch engine."
 
 
 # --- heads --------------------------------------------------------------------------------------
@@ -156,7 +164,7 @@ def heads_document(page: Page, results: dict[str, Any]) -> Iterator[str]:
             ["", *COLUMNS[:3], "GFLOP/s", *COLUMNS[3:]],
             (head_row(rival, row, run["flops"]) for rival, row in run["rows"].items()),
         )
-        yield from ("", told(run))
+        yield from ("", told([run]))
 
 
 _HEADS = """\
@@ -217,17 +225,6 @@ def head_row(rival: str, row: dict[str, Any], flops: int) -> list[str]:
 # --- tables -------------------------------------------------------------------------------------
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    """Nothing where there are no rows."""
-    rows = list(rows)
-    if not rows:
-        return
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
 def overview(results: dict[str, Any]) -> Iterator[str]:
     def rows() -> Iterator[list[str]]:
         for workload, run in measured(results, "rivals"):
@@ -286,38 +283,52 @@ def losses(results: dict[str, Any]) -> Iterator[str]:
         yield "In no row below."
 
 
-def every_rival(results: dict[str, Any]) -> Iterator[str]:
+def every_rival(results: dict[str, Any], picture: str) -> Iterator[str]:
+    yield from (picture, "")
     for workload, run in measured(results, "rivals"):
         yield from (f"### {workload.heading}", "")
         yield from table(
             ["", *COLUMNS],
             ([title(rival, row), *cells(row)] for rival, row in run["rows"].items()),
         )
-        yield from ("", told(run))
-        for line in dict.fromkeys(told(row["run"]) for row in run["rows"].values() if "run" in row):
-            added = ", ".join(RIVALS[rival].title for rival, row in run["rows"].items() if told(row.get("run")) == line)
-            yield f"<br>{added}: in a race of their own with innerloop, {line}"
+        yield from ("", told([run]))
+        added = [rival for rival, row in run["rows"].items() if "run" in row]
+        if added:
+            names = ", ".join(RIVALS[rival].title for rival in added)
+            yield f"<br>{names}: beside innerloop alone, {told(run['rows'][rival]['run'] for rival in added)}"
         yield ""
 
 
-def told(run: dict[str, Any] | None) -> str:
-    """When and how rows were measured."""
-    if run is None:
-        return ""
-    load = f", at a load average of {run['load']}" if "load" in run else ""
-    return f"{run['date']}, `{run['command']}`{load}"
+def by_size(results: dict[str, Any], group: str, picture: str | None) -> Iterator[str]:
+    """A table of times for each net, over T or over K."""
+    return _over(results, group, picture, time_and_ratio)
 
 
-def by_tasks(results: dict[str, Any]) -> Iterator[str]:
-    for net in dict.fromkeys(workload.title for workload, _ in measured(results, "tasks")):
-        runs = [(workload, run["rows"]) for workload, run in measured(results, "tasks") if workload.title == net]
-        rivals = list(dict.fromkeys(rival for _, rows in runs for rival in rows if "milliseconds" in rows[rival]))
-        yield from (f"### {net}, K = {runs[0][0].steps}", "")
+def memory(results: dict[str, Any], picture: str | None) -> Iterator[str]:
+    return _over(results, "steps", picture, megabytes)
+
+
+def _over(results: dict[str, Any], group: str, picture: str | None, cell: Cell) -> Iterator[str]:
+    if picture is not None:
+        yield from (picture, "")
+    for net in dict.fromkeys(workload.title for workload, _ in measured(results, group)):
+        runs = [(workload, run) for workload, run in measured(results, group) if workload.title == net]
+        first, _ = runs[0]
+        rivals = list(dict.fromkeys(rival for _, run in runs for rival, row in run["rows"].items() if counts(row)))
+        size, same = ("T", f"K = {first.steps}") if group == "tasks" else ("K", f"T = {first.tasks}")
+        yield from (f"### {net}, {first.support} + {first.query}, {same}", "")
         yield from table(
-            ["T", *(RIVALS[rival].title for rival in rivals)],
-            ([str(workload.tasks), *(time_and_ratio(rows.get(rival)) for rival in rivals)] for workload, rows in runs),
+            [size, *(RIVALS[rival].title for rival in rivals)],
+            (
+                [
+                    str(workload.tasks if group == "tasks" else workload.steps),
+                    *(cell(run["rows"].get(rival)) for rival in rivals),
+                ]
+                for workload, run in runs
+            ),
         )
-        yield ""
+        added = [row["run"] for _, run in runs for row in run["rows"].values() if "run" in row]
+        yield from ("", told([*(run for _, run in runs), *added]), "")
 
 
 def two_threads(results: dict[str, Any]) -> Iterator[str]:
@@ -349,23 +360,6 @@ def resnet(results: dict[str, Any]) -> Iterator[str]:
 # --- cells --------------------------------------------------------------------------------------
 
 
-def measured(results: dict[str, Any], group: str | None = None) -> Iterator[tuple[Workload, dict[str, Any]]]:
-    """In the order of the workloads, not of their measurement."""
-    for name, workload in WORKLOADS.items():
-        if name in results["races"] and group in (None, workload.group):
-            run = results["races"][name]
-            checks = results["checks"].get(_checked_as(workload), {})
-            rows = {rival: {**checks.get(rival, {}), **row} for rival, row in run["rows"].items()}
-            yield workload, {**run, "rows": rows}
-
-
-def _checked_as(workload: Workload) -> str:
-    """Another number of tasks or of steps is the same code: the row with T and K of the paper was checked."""
-    if workload.group not in ("tasks", "steps"):
-        return workload.name
-    return f"{workload.name.rpartition('-')[0]}-k1"
-
-
 def title(rival: str, row: dict[str, Any]) -> str:
     version = row.get("version", "").partition("+")[0]
     of_torch = ALL_RIVALS[rival].distribution in ("torch", "innerloop")
@@ -382,12 +376,15 @@ def time_and_ratio(row: dict[str, Any] | None) -> str:
     return milliseconds(row) + (f" (×{row['ratio']['median']:.1f})" if "ratio" in row else "")
 
 
+def megabytes(row: dict[str, Any] | None) -> str:
+    return number(row["peak_megabytes"]) if row and "peak_megabytes" in row else "–"
+
+
 def compared(rows: Rows, rivals: Iterable[str], named: bool = True) -> str:
     """The fastest of some rivals: its time, the ratio to ours, and its name."""
-    valid = [rival for rival in rivals if rival in rows and counts(rows[rival])]
-    if not valid:
+    best = fastest(rows, rivals)
+    if best is None:
         return "–"
-    best = min(valid, key=lambda rival: rows[rival]["milliseconds"]["median"])
     return time_and_ratio(rows[best]) + (f" {RIVALS[best].title}" if named else "")
 
 

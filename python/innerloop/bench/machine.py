@@ -19,7 +19,7 @@ def describe() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "instruction_set": torch.ops.innerloop.instruction_set(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": version("numpy"),
