@@ -645,3 +645,19 @@ def test_other_threads_run_their_models_while_one_is_traced() -> None:
     assert isinstance(outputs[0], Tensor)
     assert isinstance(outputs[1], Tensor)
     assert isinstance(outputs[2], Program)
+
+
+def test_random_numbers_of_another_thread_stop_nothing() -> None:
+    """Threads share the generators: what was drawn while a model was traced need not be its own."""
+    drawn = []
+
+    def others_draw_once(x: Tensor) -> Tensor:
+        if not drawn:
+            thread = threading.Thread(target=lambda: drawn.append(torch.rand(1)))
+            thread.start()
+            thread.join()
+        return x
+
+    model = function_of(nn.Linear(8, 3), others_draw_once)
+    assert isinstance(lower(model), Program)
+    assert drawn

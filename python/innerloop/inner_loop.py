@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 from innerloop.norms import is_batch_norm
+from innerloop.ops.checks import check_number
 from innerloop.registry import nearest
 
 #: What BatchNorm layers can normalise with; "per_step" is for those of MAML++ (norms.py).
@@ -29,6 +30,10 @@ AnyBatchNormMode = Literal[BatchNormMode, "per_step"]
 #: α as users write it: one for everything, or by parameter name, name prefix or pattern; a parameter without one stays
 #: fixed.
 InnerLR = float | Tensor | Mapping[str, float | Tensor]
+
+
+#: Inner steps beyond this are a mistake; the native op has the same limit.
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class InnerLoop:
                 f"model is a {type(model).__name__}, whose hooks no inner loop runs: give the module inside it, and "
                 "share tasks between processes by innerloop.fit, or by DistributedDataParallel around the algorithm"
             )
-        if not isinstance(inner_steps, int) or inner_steps < 0:
-            raise ValueError(f"inner_steps is {inner_steps!r}, expected an integer of at least 0")
+        if not isinstance(inner_steps, int) or not 0 <= inner_steps <= MOST_STEPS:
+            raise ValueError(f"inner_steps is {inner_steps!r}, expected an integer from 0 to {MOST_STEPS:,}")
         if bn not in get_args(AnyBatchNormMode):
             raise ValueError(f"bn is {bn!r}.{nearest(str(bn), list(get_args(AnyBatchNormMode)))}")
         if bn == "per_step" and any(map(is_batch_norm, model.modules())):
@@ -110,6 +115,7 @@ class InnerLoop:
         if inner_optimizer not in get_args(InnerOptimizer):
             known = list(get_args(InnerOptimizer))
             raise ValueError(f"inner_optimizer is {inner_optimizer!r}.{nearest(str(inner_optimizer), known)}")
+        check_number(support_weight, "support_weight")
         if not math.isfinite(support_weight):
             raise ValueError(f"support_weight is {support_weight!r}, expected a finite number")
         return cls(
@@ -131,7 +137,10 @@ def _check_step_weights(weights: Sequence[float] | Tensor | None, steps: int) ->
         raise ValueError(
             "step_weights requires grad, but the meta-loss is not differentiated in it; pass a detached one"
         )
-    numbers = tuple(float(weight) for weight in weights)
+    try:
+        numbers = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        raise TypeError(f"step_weights is {weights!r}, expected inner_steps + 1 = {steps + 1} numbers") from None
     if len(numbers) != steps + 1:
         raise ValueError(
             f"step_weights has {len(numbers)} entries, expected inner_steps + 1 = {steps + 1}: "
@@ -174,7 +183,10 @@ def _resolve_rates(
     if adapt is None:
         adapted = {name for name, parameter in parameters.items() if parameter.requires_grad}
     else:
-        prefixes = [adapt] if isinstance(adapt, str) else list(adapt)
+        several = isinstance(adapt, Iterable) and not isinstance(adapt, (str, Tensor))
+        prefixes: list[Any] = list(adapt) if several else [adapt]
+        if not all(isinstance(prefix, str) for prefix in prefixes):
+            raise TypeError(f"adapt is {adapt!r}, expected a parameter's name, or several")
         adapted = {name for prefix in prefixes for name in _matching(parameters, prefix, "adapt")}
     if not isinstance(inner_lr, Mapping):
         value, per_step = _common_rate(inner_lr, steps, "inner_lr")
@@ -191,6 +203,7 @@ def _resolve_rates(
 def _common_rate(value: float | Tensor, steps: int, argument: str) -> tuple[Tensor, bool]:
     """α for any parameter: 0-d, or [K] one for each step."""
     if not isinstance(value, Tensor):
+        check_number(value, argument)
         if not math.isfinite(value):
             raise ValueError(f"{argument} is {value!r}, expected a finite number")
         return torch.tensor(float(value), dtype=torch.float64), False

@@ -60,6 +60,19 @@ def trace(
     Raises:
         NotLowerable: forward does what a graph does not show.
     """
+    before = _GeneratorStates()
+    for _ in range(3):
+        try:
+            return _trace(model, is_layer)
+        except _NumbersDrawn as error:  # perhaps by another thread: they share the generators
+            drawn = error
+    before.put_back()
+    raise drawn
+
+
+def _trace(
+    model: nn.Module, is_layer: Callable[[nn.Module], bool]
+) -> tuple[torch.fx.Graph, list[tuple[nn.Module, str]]]:
     tracer = _Tracer(is_layer)
     before = {module: _state(module) for module in model.modules()}
     with _one_at_a_time, torch.enable_grad(), torch.autocast("cpu", enabled=False), _NoRandomNumbers():
@@ -166,25 +179,43 @@ class _Tracer(torch.fx.Tracer):
         return node
 
 
+class _NumbersDrawn(NotLowerable):
+    """Random numbers were drawn while a model was traced."""
+
+
+class _GeneratorStates:
+    """Of all random numbers without an owner, at the time it is made."""
+
+    def __init__(self) -> None:
+        self.python, self.numpy, self.torch = random.getstate(), _numpy_state(), torch.get_rng_state()
+
+    def have_changed(self) -> bool:
+        return (
+            random.getstate() != self.python
+            or str(_numpy_state()) != str(self.numpy)
+            or not torch.equal(torch.get_rng_state(), self.torch)
+        )
+
+    def put_back(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002 (see _numpy_state)
+        torch.set_rng_state(self.torch)
+
+
 class _NoRandomNumbers:
-    """Refuses a trace that drew random numbers: its choice would stand for all calls. The generators are put back."""
+    """Refuses a trace that drew random numbers: its choice would stand for all calls. After another error the
+    generators are put back."""
 
     def __enter__(self) -> None:
-        self.before = (random.getstate(), _numpy_state(), torch.get_rng_state())
+        self.before = _GeneratorStates()
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        python, numpy, generator = self.before
-        drawn = (
-            random.getstate() != python
-            or str(_numpy_state()) != str(numpy)
-            or not torch.equal(torch.get_rng_state(), generator)
-        )
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002 (see _numpy_state)
-        torch.set_rng_state(generator)
-        if drawn and kind is None:
+        if not self.before.have_changed():
+            return
+        if kind is None:
             why = "every call would have to draw anew"
-            raise NotLowerable("", "random numbers in forward", why, "use engine='torch'")
+            raise _NumbersDrawn("", "random numbers in forward", why, "use engine='torch'")
+        self.before.put_back()
 
 
 def _numpy_state() -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops.checks import check_every_class, check_same_space, check_temperature, checked_labels, has_kernel
+from innerloop.ops.checks import check_every_class, check_positive, check_same_space, checked_labels, has_kernel
 from innerloop.ops.pairwise_distance import unit_vectors
 
 
@@ -45,7 +45,7 @@ def attention_classify(
             sample has the log-probability −∞.
     """
     check_same_space(queries, support, "support", "[T, S, D]")
-    check_temperature(temperature)
+    check_positive(temperature, "temperature")
     labels = checked_labels(labels, "labels", support, "support", "[T, S]", num_classes, mask)
     check_every_class(labels, "labels", num_classes)
     if mask is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +19,9 @@ def check_tensor(tensor: Tensor, name: str) -> None:
 def check_float(tensor: Tensor, name: str) -> None:
     check_tensor(tensor, name)
     if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, expected float32 or float64")
+        lowered = tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
+        remedy = f": autocast made it; give {name}.float()" if lowered else ""
+        raise TypeError(f"{name} has dtype {tensor.dtype}, expected float32 or float64{remedy}")
 
 
 def check_dims(tensor: Tensor, name: str, shape: str) -> None:
@@ -38,9 +43,32 @@ def check_kernel(op: str, tensor: Tensor, name: str) -> None:
         )
 
 
-def check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, expected a positive number")
+def check_number(value: Any, name: str) -> None:
+    """Also one that torch.compile does not know yet, or in a 0-d tensor."""
+    if not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)) and not (
+        isinstance(value, Tensor) and value.dim() == 0
+    ):
+        raise TypeError(f"{name} is of type {type(value).__name__}, expected a number")
+
+
+def check_positive(value: Any, name: str) -> None:
+    check_number(value, name)
+    if not value > 0:
+        raise ValueError(f"{name} is {value}, expected a positive number")
+
+
+def check_num_classes(num_classes: Any) -> None:
+    is_integer = isinstance(num_classes, (int, Integral, torch.SymInt))
+    if not is_integer:
+        raise TypeError(f"num_classes is of type {type(num_classes).__name__}, expected an integer")
+    if not 0 <= num_classes < 2**31:
+        raise ValueError(f"num_classes is {num_classes}, expected 0 … 2³¹ − 1")
+
+
+def check_mask(mask: Tensor, name: str, shape: torch.Size) -> None:
+    check_tensor(mask, name)
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(f"{name} is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(shape)}")
 
 
 def check_like(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
@@ -83,12 +111,9 @@ def checked_labels(
         raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected {shape} = {tuple(samples.shape[:2])}")
     if labels.device != samples.device:
         raise ValueError(f"{name} is on {labels.device}, expected {samples_name}'s device {samples.device}")
-    if num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}, expected at least 0")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != labels.shape):
-        raise ValueError(
-            f"{mask_name} is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape {tuple(labels.shape)}"
-        )
+    check_num_classes(num_classes)
+    if mask is not None:
+        check_mask(mask, mask_name, labels.shape)
     if values_are_known(labels) and not _all_within(labels, num_classes):
         wrong = (labels < 0) | (labels >= num_classes)
         places = (wrong if mask is None else wrong & mask).nonzero()

@@ -10,7 +10,9 @@ from torch import Tensor
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, transforms_active
-from innerloop.ops.checks import check_dims, check_float, check_like, has_kernel
+from innerloop.ops.checks import check_dims, check_float, check_like, check_number, check_positive, has_kernel
+
+MOST_P = 700.0  # eᵖ is a float64
 
 
 def coordinate_lstm(
@@ -52,6 +54,8 @@ def coordinate_lstm(
         RuntimeError: from backward, where the gradient is to be differentiated again.
     """
     _check(gradients, state, first, second, output, p)
+    for name, number in (("averaged", averaged), ("tasks", tasks)):
+        check_number(number, name)
     if not 0 <= averaged <= state.shape[1]:
         raise ValueError(f"averaged is {averaged}, expected 0 … {state.shape[1]}, the hidden units")
     if tasks < 1 or gradients.shape[1] % tasks:
@@ -106,8 +110,9 @@ def _check(gradients: Tensor, state: Tensor, first: Tensor, second: Tensor, outp
                 f"{name} has shape {tuple(tensor.shape)}, expected {form} = {shape} "
                 f"for {hidden} hidden units of state and {coordinates} coordinates of gradients"
             )
-    if not p > 0:
-        raise ValueError(f"p is {p}, expected a positive number")
+    check_positive(p, "p")
+    if p > MOST_P:
+        raise ValueError(f"p is {p}, expected at most {MOST_P}: beyond that eᵖ is no float64")
 
 
 def _fake(

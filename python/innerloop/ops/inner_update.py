@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable, in_front
-from innerloop.ops.checks import check_float, check_kernel, check_like, check_tensor
+from innerloop.ops.checks import check_float, check_kernel, check_like, check_number, check_tensor
 
 
 def inner_update(
@@ -30,6 +30,10 @@ def inner_update(
     Raises:
         TypeError, ValueError: numbers of tensors, shapes, dtypes or devices that do not fit together.
     """
+    both: tuple[tuple[str, Any], ...] = (("params", params), ("grads", grads))
+    for name, given in both:
+        if isinstance(given, Tensor) or not isinstance(given, Iterable):
+            raise TypeError(f"{name} is of type {type(given).__name__}, expected a list of tensors")
     params, grads = list(params), list(grads)
     if len(grads) != len(params):
         raise ValueError(f"grads has {len(grads)} tensors, expected {len(params)} as params has")
@@ -41,7 +45,7 @@ def inner_update(
             raise ValueError(f"grads[{index}] has shape {tuple(grad.shape)}, expected {tuple(param.shape)}")
     if isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.dim() == 0):
         lr = [lr] * len(params)
-    if isinstance(lr, Tensor) or len(lr) != len(params):
+    if isinstance(lr, Tensor) or not isinstance(lr, Sequence) or len(lr) != len(params):
         raise ValueError(f"lr must be a number, a 0-d tensor, or one for each of the {len(params)} params")
     if not params:
         return []
@@ -55,6 +59,7 @@ def inner_update(
 def _rate(index: int, rate: float | Tensor, param: Tensor) -> Tensor:
     """α as the kernel takes it: one element, or an array of the parameter's shape."""
     if not isinstance(rate, Tensor):
+        check_number(rate, f"lr[{index}]")
         return torch.full((), rate, dtype=param.dtype, device=param.device)
     check_like(rate, f"lr[{index}]", param, f"params[{index}]")
     if rate.dim() == 0 or rate.shape == param.shape:

@@ -10,7 +10,7 @@ from torch import Tensor
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
-from innerloop.ops.checks import check_kernel, check_same_space, check_temperature, has_kernel
+from innerloop.ops.checks import check_kernel, check_positive, check_same_space, has_kernel
 from innerloop.registry import nearest
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine", "dot"]
@@ -38,7 +38,7 @@ def pairwise_distance(
             that is not positive.
     """
     check_same_space(queries, prototypes, "prototypes", "[T, N, D]")
-    check_temperature(temperature)
+    check_positive(temperature, "temperature")
     if metric not in get_args(Metric):
         raise ValueError(f"metric is {metric!r}.{nearest(str(metric), list(get_args(Metric)))}")
     if metric == "dot":

@@ -13,8 +13,8 @@ from innerloop.ops._differentiable import Arguments, differentiable, transforms_
 from innerloop.ops.checks import (
     check_every_class,
     check_kernel,
+    check_positive,
     check_same_space,
-    check_temperature,
     checked_labels,
     values_are_known,
 )
@@ -102,7 +102,7 @@ def _checked_support_labels(
     support: Tensor, labels: Tensor, num_classes: int, temperature: float, mask: Tensor | None
 ) -> Tensor:
     check_kernel("prototype_logits", support, "support")
-    check_temperature(temperature)
+    check_positive(temperature, "temperature")
     labels = checked_labels(labels, "labels", support, "support", "[T, S]", num_classes, mask)
     check_every_class(labels, "labels", num_classes)
     return labels

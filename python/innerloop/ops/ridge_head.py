@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from innerloop.ops._systems import combine_rows, gram_matrix, inner_products, solve_positive_definite
-from innerloop.ops.checks import check_kernel, check_same_space, checked_labels, values_are_known
+from innerloop.ops.checks import check_kernel, check_number, check_same_space, checked_labels, values_are_known
 
 
 def ridge_head(
@@ -65,6 +65,7 @@ def _system(rows: Tensor, rate: Tensor) -> Tensor:
 
 
 def _regularization(regularization: float | Tensor, support: Tensor) -> Tensor:
+    check_number(regularization, "regularization")
     if not isinstance(regularization, Tensor):
         regularization = torch.tensor(float(regularization), dtype=torch.float64, device=support.device)
     if regularization.dim() != 0 or not regularization.is_floating_point():

@@ -11,7 +11,15 @@ import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
 from innerloop.ops._systems import combine_rows, inner_products
-from innerloop.ops.checks import check_dims, check_float, check_kernel, check_same_space, checked_labels
+from innerloop.ops.checks import (
+    check_dims,
+    check_float,
+    check_kernel,
+    check_number,
+    check_positive,
+    check_same_space,
+    checked_labels,
+)
 
 Tensors = tuple[Tensor, ...]
 
@@ -112,8 +120,9 @@ def svm_solve(
     check_dims(support, "support", "[T, S, D]")
     check_kernel("svm_solve", support, "support")
     for name, number in (("C", C), ("tolerance", tolerance), ("num_classes", num_classes)):
-        if not number > 0:
-            raise ValueError(f"{name} is {number}, expected a positive number")
+        check_positive(number, name)
+    check_number(max_iterations, "max_iterations")
+    check_number(diagonal, "diagonal")
     if not diagonal >= 0:
         raise ValueError(f"diagonal is {diagonal}, expected at least 0")
     labels = checked_labels(labels, "labels", support, "support", "[T, S]", num_classes, mask)
@@ -144,6 +153,7 @@ def _weights_cpu(
 ) -> Tensors:
     """(weights [T, N, D], α [T, S, N], the KKT system's diagonal [T, S, N], Gram matrices [T, S, S], residuals [T],
     iterations [T])."""
+    check_float(support, "support")
     ops = torch.ops.innerloop
     gram = ops.gram_matrix(support)
     gram.diagonal(dim1=1, dim2=2).add_(diagonal)

@@ -1,0 +1,76 @@
+"""Memory: the same after a thousand steps of training, and bounded for any number of tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import innerloop
+from innerloop import TaskBatch
+from innerloop.training import TrainingSettings, fit
+
+MEGABYTE = 2**20
+
+
+def _kilobytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def resident_megabytes() -> float:
+    return _kilobytes("VmRSS") / 1024
+
+
+def growth_in_training(steps: int) -> float:
+    """Megabytes by which the process grows over the last four fifths of a training on glyphs, validations included."""
+    torch.manual_seed(0)
+    data = innerloop.data.get("glyphs")
+    model = innerloop.models.build("conv4")((1, 28, 28), 5, filters=8, downsample="stride")
+    algorithm = innerloop.get("maml")(model, inner_lr=0.1, engine="native")
+    sizes: list[float] = []
+    fit(
+        algorithm,
+        data.split("train"),
+        settings=TrainingSettings(steps=steps, meta_batch_size=4, queries=2, validate_every=50, validation_episodes=20),
+        validation=data.split("val"),
+        progress=lambda done, result: sizes.append(resident_megabytes()),
+    )
+    return max(sizes[steps // 5 :]) - max(sizes[: steps // 5])
+
+
+def growth_with_tasks(few: int, many: int) -> tuple[float, float, float]:
+    """(megabytes that a call on few and on many tasks needs beyond its tensors, the relative difference of the gradient
+    of many from that of its parts), by the native engine in float64, one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = innerloop.models.build("conv4")((1, 28, 28), 5, filters=16).double()
+    x = torch.randn(many, 5, 1, 28, 28, dtype=torch.float64)
+    tasks = TaskBatch(x, torch.arange(5).repeat(many, 1), x, torch.arange(5).repeat(many, 1))
+
+    def gradient(part: TaskBatch, share: float) -> None:
+        (share * innerloop.maml_loss(model, part, inner_lr=0.1, inner_steps=2, engine="native")).backward()
+
+    def collected() -> torch.Tensor:
+        found = nn.utils.parameters_to_vector([parameter.grad for parameter in model.parameters()])
+        model.zero_grad()
+        return found
+
+    def needed(part: TaskBatch) -> float:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+        before = resident_megabytes()
+        gradient(part, 1.0)
+        return _kilobytes("VmHWM") / 1024 - before
+
+    gradient(tasks[:few], 1.0)  # what is allocated once
+    model.zero_grad()
+    small = needed(tasks[:few])
+    model.zero_grad()
+    large = needed(tasks)
+    whole = collected()
+    for start in range(0, many, few):
+        part = tasks[start : start + few]
+        gradient(part, len(part) / many)
+    parts = collected()
+    return small, large, float((whole - parts).norm() / whole.norm())
