@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 import innerloop
 from innerloop import TaskBatch
+from innerloop.bench.memory import forget_peak, peak_megabytes, resident_megabytes
 from innerloop.training import TrainingSettings, fit
-
-MEGABYTE = 2**20
-
-
-def _kilobytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
-
-
-def resident_megabytes() -> float:
-    return _kilobytes("VmRSS") / 1024
 
 
 def growth_in_training(steps: int) -> float:
@@ -58,10 +46,10 @@ def growth_with_tasks(few: int, many: int) -> tuple[float, float, float]:
         return found
 
     def needed(part: TaskBatch) -> float:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+        forget_peak()
         before = resident_megabytes()
         gradient(part, 1.0)
-        return _kilobytes("VmHWM") / 1024 - before
+        return peak_megabytes() - before
 
     gradient(tasks[:few], 1.0)  # what is allocated once
     model.zero_grad()
