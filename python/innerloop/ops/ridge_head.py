@@ -65,8 +65,8 @@ def _system(rows: Tensor, rate: Tensor) -> Tensor:
 
 
 def _regularization(regularization: float | Tensor, support: Tensor) -> Tensor:
-    check_number(regularization, "regularization")
     if not isinstance(regularization, Tensor):
+        check_number(regularization, "regularization")
         regularization = torch.tensor(float(regularization), dtype=torch.float64, device=support.device)
     if regularization.dim() != 0 or not regularization.is_floating_point():
         raise ValueError(
