@@ -528,7 +528,7 @@ def test_an_error_can_be_copied_and_pickled() -> None:
         (nn.Linear(8, 3), (1, 1, 8), r"meets samples of shape \[1, 1, 8\], expected \[8\]"),
         (seq(nn.Conv2d(2, 2, 3), nn.Flatten()), (3, 8, 8), r"0 meets .* \[3, 8, 8\], expected \[2, H, W\]"),
         (seq(nn.Conv2d(2, 2, 3), nn.Flatten()), (2, 2, 8), r"0 has a window of 3 × 3, which does not fit into"),
-        (nn.Conv2d(2, 2, 3), (2, 8, 8), r"outputs have shape \[2, 6, 6\].* expected a vector: flatten"),
+        (nn.Conv2d(2, 2, 3), (2, 8, 8), r"outputs have shape \[2, 6, 6\].* expected a vector: flatten them, or take"),
         (seq(nn.BatchNorm1d(8), nn.Linear(8, 3)), (7,), r"0 meets samples of shape \[7\], expected \[8\]"),
         (seq(nn.BatchNorm2d(8), nn.Flatten()), (8,), r"0 meets samples of shape \[8\], expected \[8, H, W\]"),
         (seq(nn.LayerNorm(8), nn.Flatten()), (2, 4, 8), r"0 meets samples of shape \[2, 4, 8\], expected \[8\]"),

@@ -139,7 +139,7 @@ class Program:
         if len(values[self.output]) != 1:
             raise ValueError(
                 f"the model's outputs have shape {list(values[self.output])} for samples of shape {list(sample)}, "
-                "expected a vector: flatten them"
+                "expected a vector: flatten them, or take engine='torch' where each place of a map has a target"
             )
         return values
 
