@@ -39,6 +39,13 @@ def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         run(block, page, namespace)
 
 
+def test_the_readme_runs() -> None:
+    """Two of its thousand steps."""
+    (block,) = python_blocks("../README.md")
+    assert "range(1000)" in block
+    run(block.replace("range(1000)", "range(2)"), "README.md", {})
+
+
 @pytest.mark.parametrize(("page", "peer"), [("learn2learn.md", "learn2learn"), ("higher.md", "higher")])
 def test_before_and_after_are_the_same(page: str, peer: str) -> None:
     if not (ROOT / ".cache" / "peers" / peer / peer).is_dir():
