@@ -23,6 +23,14 @@ APPLICATIONS: dict[str, tuple[str | None, list[str], Callable[[Figures], bool]]]
         ["--steps", "2"],
         lambda found: found["MAML, one step"] <= 0.024 and found["MAML, one step"] < found["joint training"] / 3,
     ),
+    "recommendation": (
+        "recbole",
+        ["--steps", "2"],
+        lambda found: (
+            found["ridge on factors, all learned"] < found["usual rating and user's mean"] - 0.003
+            and found["ridge on factors, all learned"] < found["ridge on factors"] + 0.002
+        ),
+    ),
     "signals": (
         "pyts",
         ["--steps", "2"],
