@@ -29,11 +29,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and is_emulated(item):
+            item.add_marker("emulated")
     for marker in OPTIONAL:
         if not config.getoption(f"--{marker}"):
             for item in items:
                 if marker in item.keywords:
                     item.add_marker(pytest.mark.skip(reason=f"{marker}: run with --{marker}"))
+
+
+def is_emulated(test: pytest.Function) -> bool:
+    """Whether the CUDA kernels run on the CPU in it: to be left out where they run on a GPU."""
+    parameters = test.callspec.params if hasattr(test, "callspec") else {}
+    return "emulation" in test.fixturenames or parameters.get("kernels") == "emulated"
 
 
 @pytest.fixture
@@ -46,14 +55,21 @@ def cuda() -> torch.device:
     return torch.device("cuda")
 
 
+@pytest.fixture
+def emulation() -> Iterator[None]:
+    """The CUDA kernels, emulated, in the place of the CPU's."""
+    with emulated.in_place_of_cpu_ops(emulated.operators()):
+        yield
+
+
 @pytest.fixture(params=["emulated", "cuda"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device of tensors for which the CUDA kernels run: the CPU, on which they are emulated, and CUDA."""
     if request.param == "cuda":
         yield str(request.getfixturevalue("cuda"))
     else:
-        with emulated.in_place_of_cpu_ops(emulated.operators()):
-            yield "cpu"
+        request.getfixturevalue("emulation")
+        yield "cpu"
 
 
 @pytest.fixture

@@ -32,8 +32,9 @@ HEAD = """# CUDA kernels
 Made by `./dev cuda-kernels` with {compiler}: registers per thread on each architecture as ptxas reports them, and the
 largest static shared memory, spilled bytes and stack frame. The PTX is that of the oldest architecture. `.ci/run`
 compiles the same and fails on a spill or a stack frame. Shared memory that a launch asks for is not in the table:
-`pair_sums_kernel` 4.1 KiB (8.3 KiB in float64), `cross_entropy_kernel` 2 KiB, `solve_kernel` 8·M² bytes for systems of
-M ≤ 78 rows. Nothing here says how fast a kernel is.
+`pair_sums_kernel` 4.1 KiB (8.3 KiB in float64), `cross_entropy_kernel` 2 KiB, `solve_kernel` 8·(M² + M) bytes for
+systems of M ≤ 77 rows, `svm_solve_kernel` and `svm_kkt_solve_kernel` at most 48 KiB. Nothing here says how fast a
+kernel is.
 
 | kernel | {architectures} | shared | spilled | stack |
 |---|{bars}---|---|---|

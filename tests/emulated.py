@@ -24,12 +24,10 @@ ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "build" / "emulation"
 NAMESPACE = "innerloop_emulated"
 
-# One std::thread for each CUDA thread, as the sanitizers want it.
-THREADS = ("-O1", "-g", "-DEMULATION_THREADS")
 FLAGS = {
-    "fibers": ("-O1",),
-    "tsan": (*THREADS, "-fsanitize=thread"),
-    "asan": (*THREADS, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "plain": ("-O1",),
+    "tsan": ("-O1", "-g", "-fsanitize=thread"),
+    "asan": ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
 }
 
 
@@ -45,7 +43,7 @@ def compile_program(source: Path, flavour: str, *definitions: str) -> Path:
     return _made(program, lambda to: _run([*command, "-o", str(to)]))
 
 
-def build(flavour: str = "fibers", sources: tuple[Path, ...] | None = None) -> Path:
+def build(flavour: str = "plain", sources: tuple[Path, ...] | None = None) -> Path:
     """The library of the CUDA sources, all of them by default. Files that have not changed are not compiled again."""
     name = "library" if sources is None else "_".join(source.stem for source in sources)
     sources = sources or tuple(sorted([*(ROOT / "csrc/cuda").rglob("*.cu"), *(ROOT / "csrc/program").glob("*.cpp")]))
@@ -89,6 +87,23 @@ def in_place_of_cpu_ops(ops: dict[str, Callable[..., Any]]) -> Iterator[None]:
         yield
     finally:
         library._destroy()
+
+
+def failing_launches(name: str, call: Callable[[], object]) -> int:
+    """Plants a fault in each launch of an emulated op, one call after another, and finds that every one becomes an
+    error which names the op. Returns how many there were."""
+    for launch in range(1000):
+        os.environ["EMULATION_FAILING_LAUNCH"] = str(launch)
+        try:
+            call()
+        except RuntimeError as error:
+            if f"{name}: invalid configuration argument" not in str(error):
+                raise
+        else:
+            return launch
+        finally:
+            del os.environ["EMULATION_FAILING_LAUNCH"]
+    raise AssertionError("launches without end")
 
 
 def _flags(flavour: str) -> list[str]:
@@ -145,13 +160,12 @@ def _run(command: list[str]) -> None:
 
 
 def main(library: str) -> None:
-    """The small op cases on the kernels of a library, for a process that a sanitizer watches: every thread of every
-    block is a thread of the system there, so that large ones take minutes."""
+    """The small op cases on the kernels of a library, for a process that a sanitizer watches."""
     import op_cases
 
     ops = load(Path(library))
     with in_place_of_cpu_ops(ops):
-        for case in (*op_cases.SMALL_CASES, op_cases.UNROLLED_CASES[0]):
+        for case in (*op_cases.SMALL_CASES, *op_cases.FIRST_ORDER_CASES, op_cases.UNROLLED_CASES[0]):
             op_cases.compare(case)
     print(len(ops), "ops")
 

@@ -3,10 +3,11 @@ nets and inner loops of test_engine_layers.py and the drawn cases of test_native
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,12 +109,6 @@ def test_what_stands_behind_batch_norm(behind: str, setting: str, kernels: str) 
     check(net, EVERY_SETTING[setting], kernels)
 
 
-@pytest.fixture
-def emulation() -> Iterator[None]:
-    with emulated.in_place_of_cpu_ops(emulated.operators()):
-        yield
-
-
 @settings(COMMON, max_examples=25)
 @given(case=cases())
 def test_drawn_cases(case: Case, emulation: None) -> None:
@@ -166,7 +161,7 @@ def little_memory() -> Iterator[None]:
 def test_without_memory_the_error_names_a_task_chunk_that_fits(emulation: None, little_memory: None) -> None:
     """The emulated device says that 1 GiB is free."""
     model = make(lambda: nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 3)))
-    with pytest.raises(RuntimeError, match="out of memory: 500 tasks at once need") as raised:
+    with pytest.raises(RuntimeError, match="maml: out of memory: 500 tasks at once need") as raised:
         innerloop.maml_loss(model, make_tasks((6,), tasks=500), inner_lr=0.01, inner_steps=500, engine="native")
     found = re.search(r"need (\d+) bytes, and (\d+) are free: INNERLOOP_TASK_CHUNK=(\d+) would fit", str(raised.value))
     assert found is not None
@@ -246,7 +241,45 @@ def test_without_the_cuda_library_native_says_so() -> None:
     assert reason == "tasks are on cuda:0, and this installation has no CUDA library"
 
 
-# --- a GPU alone ------------------------------------------------------------------------------------
+# --- errors, and CUDA graphs ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["maml", "maml_adapt", "hessian_vector_product"])
+def engine_call(request: pytest.FixtureRequest) -> tuple[str, Callable[[], object]]:
+    """An op of the engine, by name, and a call of it on every kind of layer."""
+    model, tasks = make(every_layer), ragged(make_tasks((1, 4, 4)))
+    inner = InnerLoop.create(model, inner_lr=0.1, inner_steps=1)
+    vectors = {name: torch.ones(3, *value.shape, dtype=value.dtype) for name, value in model.named_parameters()}
+    learned = torch.full((1,), 0.1, dtype=torch.float64, requires_grad=True)
+
+    def meta_gradient() -> list[Tensor]:
+        loss = innerloop.maml_loss(
+            model, tasks, inner_lr=learned, inner_steps=1, step_weights=[0.5, 1.0], support_weight=0.7, engine="native"
+        )
+        return [loss.detach(), *torch.autograd.grad(loss, [*model.parameters(), learned])]
+
+    calls: dict[str, Callable[[], object]] = {
+        "maml": meta_gradient,
+        "maml_adapt": lambda: engine.adapt_tasks(model, tasks, inner, engine="native", proximal=0.3),
+        "hessian_vector_product": lambda: engine.hessian_vector_products(model, tasks, vectors, inner, engine="native"),
+    }
+    return request.param, calls[request.param]
+
+
+def test_every_launch_is_checked_and_its_error_names_the_op(
+    engine_call: tuple[str, Callable[[], object]], emulation: None
+) -> None:
+    assert emulated.failing_launches(*engine_call) > 20
+
+
+def test_a_step_waits_for_nothing_while_a_graph_is_captured(
+    engine_call: tuple[str, Callable[[], object]], emulation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it waited, or copied from the device or to it, that would be an error, as on a GPU."""
+    _, call = engine_call
+    expected = call()
+    monkeypatch.setenv("EMULATION_CAPTURES", "1")
+    torch.testing.assert_close(call(), expected, rtol=0, atol=0)
 
 
 def test_a_step_is_captured_in_a_cuda_graph(cuda: torch.device) -> None:
@@ -290,11 +323,19 @@ def every_layer() -> nn.Module:
     )
 
 
-def main(library: str) -> None:
-    """A case with all kernels of a library, for a process that a sanitizer watches."""
-    with emulated.in_place_of_cpu_ops(emulated.load(Path(library))):
+def main(place: str) -> None:
+    """A net of all layers, for a process that a sanitizer watches: on a device, or on the emulated kernels of a
+    library."""
+    emulation = (
+        contextlib.nullcontext()
+        if place in ("cuda", "cpu")
+        else emulated.in_place_of_cpu_ops(emulated.load(Path(place)))
+    )
+    device = "cuda" if place == "cuda" else "cpu"
+    with emulation:
         for alpha in (PER_STEP, PER_ELEMENT):
-            check((every_layer, (1, 4, 4)), {"steps": 1, "w": [0.5, 1.0], "u": 0.7, "ragged": True, "α": alpha}, "cpu")
+            settings = {"steps": 1, "w": [0.5, 1.0], "u": 0.7, "ragged": True, "α": alpha}
+            check((every_layer, (1, 4, 4)), settings, device)
     print("the engines agree")
 
 

@@ -3,6 +3,8 @@ CPU's kernels (test_ops.py)."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +16,19 @@ from torch.func import grad, jvp, vmap
 
 import emulated
 import op_cases
-from innerloop import ops, reference
-from op_cases import CASES, LABELS, QUERY_LABELS, SMALL_CASES, UNROLLED_CASES, OpCase, Tensors, as_tuple, assert_agrees
+from innerloop import _library, ops, reference
+from op_cases import (
+    CASES,
+    FIRST_ORDER_CASES,
+    LABELS,
+    QUERY_LABELS,
+    SMALL_CASES,
+    UNROLLED_CASES,
+    OpCase,
+    Tensors,
+    as_tuple,
+    assert_agrees,
+)
 
 # What torch warns of in its own forward mode and opcheck; the category and the second warning depend on its version.
 pytestmark = [
@@ -45,7 +58,7 @@ LARGE_CASES = [
         lambda s, q: reference.prototype_loss(s, _classes(s), q, _classes(q), 4, temperature=9.0),
     ),
 ]
-EVERY_CASE = [*CASES, *LARGE_CASES, *UNROLLED_CASES]
+EVERY_CASE = [*CASES, *FIRST_ORDER_CASES, *LARGE_CASES, *UNROLLED_CASES]
 
 
 def _classes(embeddings: Tensor) -> Tensor:
@@ -93,17 +106,39 @@ def test_torch_func(case: OpCase, kernels: str) -> None:
     torch.testing.assert_close(results(case.op), results(case.twin))
 
 
-CPU_ONLY = {"svm_weights", "svm_solve", "svm_kkt_solve"}
+@pytest.mark.parametrize("case", FIRST_ORDER_CASES, ids=str)
+def test_first_derivatives(case: OpCase, kernels: str) -> None:
+    inputs = tuple(tensor.requires_grad_() for tensor in case.inputs(device=kernels))
+    assert torch.autograd.gradcheck(case.op, inputs, check_forward_ad=True, check_batched_grad=True)
+
+
+WRITTEN_IN_PYTHON = {"svm_weights"}  # for every device
+
+
+def ops_with_a_kernel(key: str) -> set[str]:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("innerloop::")}
+    return {name.removeprefix("innerloop::") for name in names if has_kernel(name, key)}
 
 
 def test_every_op_has_its_cuda_twin() -> None:
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("innerloop::")}
-    on_cpu = {name.removeprefix("innerloop::") for name in names if has_kernel(name, "CPU")}
-    assert set(emulated.operators()) == on_cpu - CPU_ONLY
+    assert set(emulated.operators()) == ops_with_a_kernel("CPU") - WRITTEN_IN_PYTHON
+    assert ops_with_a_kernel("CUDA") >= WRITTEN_IN_PYTHON
 
 
-@pytest.mark.parametrize("name", sorted(set(op_cases.raw_calls()) - CPU_ONLY))
+@pytest.mark.skipif(_library.CUDA_LIBRARY is None, reason="built without nvcc")
+def test_the_cuda_library_registers_every_op() -> None:
+    """As nvcc made it, in a process of its own: torch's CPU build loads it too, and knows what it registers."""
+    program = f"""
+import sys, torch; sys.path[:0] = {sys.path}
+import test_cuda_ops
+if not test_cuda_ops._library.cuda_loaded: torch.ops.load_library({_library.CUDA_LIBRARY!r})
+assert test_cuda_ops.ops_with_a_kernel("CUDA") == test_cuda_ops.ops_with_a_kernel("CPU")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", sorted(op_cases.raw_calls()))
 def test_opcheck(name: str, kernels: str) -> None:
     torch.library.opcheck(getattr(torch.ops.innerloop, name).default, op_cases.raw_calls(kernels)[name])
 
@@ -149,6 +184,50 @@ def test_the_same_bits_every_time(kernels: str) -> None:
 
     for first, second in zip(results(), results(), strict=True):
         assert torch.equal(first, second)
+
+
+SVM_SETTINGS = {
+    # tasks, samples, classes, dim, C, share of the samples that is there
+    "5-way 1-shot": (3, 5, 5, 64, 0.1, 1.0),  # in shared memory
+    "5-way 5-shot": (3, 25, 5, 64, 0.1, 1.0),  # in global memory
+    "samples left out": (4, 12, 3, 20, 1.0, 0.7),
+    "no bound reached": (2, 10, 4, 20, 100.0, 1.0),
+    "every bound reached": (2, 10, 4, 20, 1e-3, 1.0),
+    "more elements than threads": (1, 60, 5, 64, 0.1, 1.0),
+    "one class": (2, 4, 1, 8, 0.1, 1.0),
+    "no samples": (2, 4, 3, 8, 0.1, 0.0),
+    "no tasks": (0, 4, 3, 8, 0.1, 1.0),
+}
+
+
+@pytest.fixture(params=SVM_SETTINGS)
+def machines(request: pytest.FixtureRequest) -> tuple[Tensors, tuple[Any, ...], Tensor, Tensors]:
+    """Gram matrices and labels, the options of svm_solve, right sides for svm_kkt_solve, and what the CPU's kernels
+    make of them: the four tensors of the one and the one of the other."""
+    tasks, samples, classes, dim, c, share = SVM_SETTINGS[request.param]
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(tasks, samples, dim, generator=g, dtype=torch.float64)
+    right = torch.randn(tasks, samples, classes, generator=g, dtype=torch.float64)
+    labels = torch.arange(samples).remainder(classes).repeat(tasks, 1)
+    labels[torch.rand(tasks, samples, generator=g) >= share] = -1
+    gram, options = rows @ rows.mT, (classes, c, 50, 1e-10)
+    solution = torch.ops.innerloop.svm_solve(gram, labels, *options)
+    derivative = torch.ops.innerloop.svm_kkt_solve(right, gram, solution[1], labels)
+    return (gram, labels), options, right, (*solution, derivative)
+
+
+def test_a_support_vector_machine_is_that_of_the_cpu(
+    machines: tuple[Tensors, tuple[Any, ...], Tensor, Tensors], kernels: str
+) -> None:
+    """So are the iterations that it takes, and the gap that it reports but for rounding."""
+    problem, options, right, expected = machines  # which pytest makes before it emulates
+    gram, labels = (tensor.to(kernels) for tensor in problem)
+    dual, _, residuals, iterations = torch.ops.innerloop.svm_solve(gram, labels, *options)
+    derivative = torch.ops.innerloop.svm_kkt_solve(right.to(kernels), gram, expected[1].to(kernels), labels)
+    torch.testing.assert_close(dual.cpu(), expected[0], rtol=0, atol=1e-13 * options[1])
+    torch.testing.assert_close(residuals.cpu(), expected[2], rtol=1e-3, atol=1e-12)
+    assert torch.equal(iterations.cpu(), expected[3])
+    torch.testing.assert_close(derivative.cpu(), expected[4], rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.slow
@@ -210,6 +289,42 @@ def test_scores_without_end(kernels: str) -> None:
         [[[(torch.tensor(1.0).exp() + torch.tensor(2.0).exp()).log(), -torch.inf, torch.nan, -torch.inf]]]
     )
     torch.testing.assert_close(out.cpu(), expected.double(), equal_nan=True, rtol=1e-6, atol=0)
+
+
+# --- captured in a CUDA graph ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(op_cases.raw_calls()))
+def test_no_op_waits_for_the_device_while_a_graph_is_captured(
+    name: str, emulation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it waited, or copied from the device or to it, that would be an error, as on a GPU."""
+    arguments = op_cases.raw_calls()[name]
+    op = getattr(torch.ops.innerloop, name)
+    with torch.no_grad():
+        expected = op(*arguments)
+        monkeypatch.setenv("EMULATION_CAPTURES", "1")
+        torch.testing.assert_close(op(*arguments), expected, rtol=0, atol=0)
+
+
+def test_in_a_graph_a_system_without_a_solution_has_nan(emulation: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is an error outside of one; the other tasks have theirs."""
+    matrix = torch.eye(5, dtype=torch.float64).repeat(2, 1, 1)
+    sides = torch.ones(2, 5, 3, dtype=torch.float64)
+    labels, options = LABELS[[0, 0]], (3, 0.3, 50, 1e-10)
+    solutions = torch.ops.innerloop.solve_positive_definite(matrix, sides)
+    dual = torch.ops.innerloop.svm_solve(matrix, labels, *options)[0]
+    derivative = torch.ops.innerloop.svm_kkt_solve(sides, matrix, sides, labels)
+    monkeypatch.setenv("EMULATION_CAPTURES", "1")
+    matrix[1, 2, 2] = torch.nan
+    found = (
+        torch.ops.innerloop.solve_positive_definite(matrix, sides),
+        torch.ops.innerloop.svm_solve(matrix, labels, *options)[0],
+        torch.ops.innerloop.svm_kkt_solve(sides, matrix, sides, labels),
+    )
+    for actual, wanted in zip(found, (solutions, dual, derivative), strict=True):
+        assert torch.equal(actual[0], wanted[0])
+        assert actual[1].isnan().all()
 
 
 # --- empty tensors --------------------------------------------------------------------------------------------------
@@ -280,6 +395,19 @@ def test_a_matrix_that_is_not_positive_definite(size: int, kernels: str) -> None
         torch.ops.innerloop.solve_positive_definite(matrix.to(kernels), torch.ones(3, size, 1).double().to(kernels))
 
 
+def test_a_machine_that_has_not_converged(kernels: str) -> None:
+    gram = torch.eye(5, dtype=torch.float64).repeat(3, 1, 1).to(kernels)
+    labels = LABELS[[0, 0, 0]].to(kernels)
+    with pytest.raises(RuntimeError, match="task 0 has not converged: after 1 of at most 1 iterations its duality gap"):
+        torch.ops.innerloop.svm_solve(gram, labels, 3, 0.3, 1, 1e-10)
+    gram[1, 2, 2] = torch.nan
+    with pytest.raises(RuntimeError, match="the embeddings of task 1 are not finite"):
+        torch.ops.innerloop.svm_solve(gram, labels, 3, 0.3, 50, 1e-10)
+    curvature = torch.ones(3, 5, 3, dtype=torch.float64, device=kernels)
+    with pytest.raises(RuntimeError, match="the KKT system of task 1 is singular or not finite"):
+        torch.ops.innerloop.svm_kkt_solve(curvature, gram, curvature, labels)
+
+
 @pytest.mark.parametrize("wrong", [key for key in op_cases.RAW_ERRORS if key not in op_cases.OF_LABEL_VALUES])
 def test_a_direct_call_of_an_op_checks_before_it_reads(wrong: str, kernels: str) -> None:
     name, arguments, message = op_cases.RAW_ERRORS[wrong]
@@ -291,6 +419,13 @@ def test_a_direct_call_of_an_op_checks_before_it_reads(wrong: str, kernels: str)
 def test_tensors_on_two_devices(cuda: torch.device) -> None:
     with pytest.raises(RuntimeError, match="points must be a CUDA tensor"):
         torch.ops.innerloop.squared_distances(torch.ones(1, 2, 3, device=cuda), torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("name", sorted(set(op_cases.raw_calls()) - WRITTEN_IN_PYTHON))
+def test_every_launch_is_checked(name: str, emulation: None) -> None:
+    op, arguments = getattr(torch.ops.innerloop, name), op_cases.raw_calls()[name]
+    with torch.no_grad():
+        assert emulated.failing_launches(name, lambda: op(*arguments)) > 0
 
 
 def test_an_op_without_a_cuda_kernel_says_so() -> None:

@@ -40,7 +40,7 @@ def test_an_index_beyond_shared_memory_is_caught() -> None:
 
 
 def test_a_barrier_that_some_threads_never_reach_is_an_error() -> None:
-    done = run_machine("fibers", "-DPLANT_EXIT")
+    done = run_machine("plain", "-DPLANT_EXIT")
     assert done.returncode == 1
     assert done.stdout == "emulation: some threads wait at a barrier that others of their block never reach\n"
 

@@ -614,6 +614,22 @@ def raw_call(model: nn.Module, tasks: TaskBatch, vectors: list[Tensor] | None = 
     ]  # fmt: skip
 
 
+def raw_adaptation(model: nn.Module, tasks: TaskBatch, in_front: bool) -> list[Any]:
+    """Of all parameters but the first; in_front: with tasks in front."""
+    call = engine._native_call(
+        model, tasks, engine.inner_loop(model, **OPTIONS, inner_steps=2, inner_lr=0.1), None, "native"
+    )
+    assert call is not None
+    values, rates, buffers, _, o = call
+    if in_front:
+        values = [torch.stack([value + 0.1 * t for t in range(tasks.num_tasks)]) for value in values]
+    return [
+        values, [torch.empty(0, 0, dtype=torch.float64), *rates[1:]], buffers,
+        tasks.support_x, tasks.support_y, tasks.support_mask,
+        list(o.program), o.bn, o.loss, o.label_smoothing, o.steps, 0.5, list(o.paths),
+    ]  # fmt: skip
+
+
 OPTIONS: dict[str, Any] = {"loss": "cross_entropy", "bn": "transductive"}
 
 
@@ -627,11 +643,23 @@ def test_opcheck() -> None:
         torch.library.opcheck(torch.ops.innerloop.hessian_vector_product.default, tuple(call))
 
 
-def test_the_raw_op_cannot_be_differentiated() -> None:
-    model = make(mlp_module)
-    products = torch.ops.innerloop.hessian_vector_product(*raw_call(model, make_tasks((6,))))
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("in_front", [False, True])
+def test_opcheck_of_adaptation(in_front: bool) -> None:
+    for module, _, shape in NETS.values():
+        model = make(module).requires_grad_(False)
+        call = raw_adaptation(model, ragged(make_tasks(shape, support=9)), in_front)
+        torch.library.opcheck(torch.ops.innerloop.maml_adapt.default, tuple(call))
+
+
+def test_the_raw_ops_cannot_be_differentiated() -> None:
+    model, tasks = make(mlp_module), make_tasks((6,))
+    products = torch.ops.innerloop.hessian_vector_product(*raw_call(model, tasks))
     with pytest.raises(RuntimeError, match="hessian_vector_product cannot be differentiated"):
         products[0].sum().backward()
+    adapted = torch.ops.innerloop.maml_adapt(*raw_adaptation(model, tasks, False))
+    with pytest.raises(RuntimeError, match="maml_adapt cannot be differentiated"):
+        adapted[1].sum().backward()
 
 
 @pytest.mark.parametrize(

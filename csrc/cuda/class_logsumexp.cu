@@ -29,12 +29,12 @@ __global__ void class_logsumexp_kernel(const T* scores, const int64_t* labels, i
 
 Tensor class_logsumexp_cuda(Tensor scores, Tensor labels, int64_t num_classes) {
   const ClassLogsumexp n = checked_class_logsumexp(scores, labels, num_classes);
-  const Device device(n.scores);
+  const Device device(n.scores, "class_logsumexp");
   Tensor out = torch::stable::new_empty(n.scores, {n.tasks, n.queries, n.classes});
   for_type(n.scores, [&]<class T>(T) {
-    device.launch("class_logsumexp", class_logsumexp_kernel<T>, grid_for(n.tasks * n.queries * n.classes),
-                  threads_a_block, 0, n.scores.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks,
-                  n.queries, n.samples, n.classes, out.mutable_data_ptr<T>());
+    device.launch(class_logsumexp_kernel<T>, grid_for(n.tasks * n.queries * n.classes), threads_a_block, 0,
+                  n.scores.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks, n.queries, n.samples,
+                  n.classes, out.mutable_data_ptr<T>());
   });
   return out;
 }

@@ -28,9 +28,9 @@ __global__ void class_means_kernel(const T* embeddings, const int64_t* labels, i
 }
 
 template <class T>
-void class_means(const Device& device, const char* op, const T* embeddings, const int64_t* labels, int64_t tasks,
-                 int64_t samples, int64_t classes, int64_t dim, T* means, T* weights) {
-  device.launch(op, class_means_kernel<T>, grid_for(tasks * classes * std::max(dim, int64_t{1})), threads_a_block, 0,
+void class_means(const Device& device, const T* embeddings, const int64_t* labels, int64_t tasks, int64_t samples,
+                 int64_t classes, int64_t dim, T* means, T* weights) {
+  device.launch(class_means_kernel<T>, grid_for(tasks * classes * std::max(dim, int64_t{1})), threads_a_block, 0,
                 embeddings, labels, tasks, samples, classes, dim, means, weights);
 }
 
@@ -47,10 +47,10 @@ __global__ void class_means_backward_kernel(const T* gradient, const T* weights,
 }
 
 template <class T>
-void class_means_backward(const Device& device, const char* op, const T* gradient, const T* weights,
-                          const int64_t* labels, int64_t tasks, int64_t samples, int64_t classes, int64_t dim, T* out) {
-  device.launch(op, class_means_backward_kernel<T>, grid_for(tasks * samples * dim), threads_a_block, 0, gradient,
-                weights, labels, tasks, samples, classes, dim, out);
+void class_means_backward(const Device& device, const T* gradient, const T* weights, const int64_t* labels,
+                          int64_t tasks, int64_t samples, int64_t classes, int64_t dim, T* out) {
+  device.launch(class_means_backward_kernel<T>, grid_for(tasks * samples * dim), threads_a_block, 0, gradient, weights,
+                labels, tasks, samples, classes, dim, out);
 }
 
 }  // namespace innerloop

@@ -234,16 +234,15 @@ void for_ranges(int64_t coordinates, int64_t bytes_a_range, const Work& work) {
 std::tuple<Tensor, Tensor> coordinate_lstm_cuda(Tensor gradients, Tensor state, Tensor first, Tensor second,
                                                 Tensor output, double p) {
   const CoordinateLstmCall a = checked_coordinate_lstm(gradients, state, first, second, output, p);
-  const Device device(a.gradients);
+  const Device device(a.gradients, "coordinate_lstm");
   const Layout layout{a.hidden, 2, false};
   Tensor updates = torch::stable::new_empty(a.gradients, {a.steps, a.coordinates});
   Tensor last = torch::stable::new_empty(a.state, {4, a.hidden, a.coordinates});
   for_type(a.gradients, [&]<class T>(T) {
     for_ranges(a.coordinates, layout.size() * static_cast<int64_t>(sizeof(T)), [&](int64_t begin, int64_t ranges) {
       Tensor memory = torch::stable::new_empty(a.gradients, {ranges * layout.size()});
-      device.launch("coordinate_lstm", coordinate_lstm_kernel<T>, grid_for(ranges, 1), range, 0, a.net<T>(), layout,
-                    begin, ranges, memory.mutable_data_ptr<T>(), updates.mutable_data_ptr<T>(),
-                    last.mutable_data_ptr<T>());
+      device.launch(coordinate_lstm_kernel<T>, grid_for(ranges, 1), range, 0, a.net<T>(), layout, begin, ranges,
+                    memory.mutable_data_ptr<T>(), updates.mutable_data_ptr<T>(), last.mutable_data_ptr<T>());
     });
   });
   return {updates, last};
@@ -256,8 +255,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> coordinate_lstm_backward_cuda
     Tensor output, double p, bool of_inputs) {
   const CoordinateLstmCall a = checked_coordinate_lstm(gradients, state, first, second, output, p);
   const UpdateGradients upstream = checked_update_gradients(grad_updates, grad_state, a);
-  const Device device(a.gradients);
-  const char* op = "coordinate_lstm_backward";
+  const Device device(a.gradients, "coordinate_lstm_backward");
   const int64_t H = a.hidden;
   const Layout layout{H, a.steps + 1, true};
   Tensor to_first = torch::stable::new_zeros(a.first, {4 * H, H + 3});
@@ -277,7 +275,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> coordinate_lstm_backward_cuda
     for_ranges(a.coordinates, layout.size() * static_cast<int64_t>(sizeof(T)), [&](int64_t begin, int64_t ranges) {
       Tensor memory = torch::stable::new_empty(a.gradients, {ranges * layout.size()});
       T* data = memory.mutable_data_ptr<T>();
-      device.launch(op, coordinate_lstm_backward_kernel<T>, grid_for(ranges, 1), range, 0, a.net<T>(), layout, begin,
+      device.launch(coordinate_lstm_backward_kernel<T>, grid_for(ranges, 1), range, 0, a.net<T>(), layout, begin,
                     ranges, data, of);
       // The columns of all steps of rows, in a slot for each: those of the step, or of the one after it.
       const auto rows = [&](int64_t from, int64_t count, int64_t slot) {
@@ -286,8 +284,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> coordinate_lstm_backward_cuda
       const auto add = [&](Rows<T> gates, Rows<T> inputs, Tensor& to) {
         const int64_t count = gates.count * inputs.count;
         Tensor parts = torch::stable::new_empty(a.gradients, {ranges, count});
-        pair_sums<Product>(device, op, gates, inputs, ranges, a.steps * range, T(1), parts.mutable_data_ptr<T>());
-        device.launch(op, add_ranges_kernel<T>, grid_for(count), threads_a_block, 0, parts.const_data_ptr<T>(), ranges,
+        pair_sums<Product>(device, gates, inputs, ranges, a.steps * range, T(1), parts.mutable_data_ptr<T>());
+        device.launch(add_ranges_kernel<T>, grid_for(count), threads_a_block, 0, parts.const_data_ptr<T>(), ranges,
                       count, to.mutable_data_ptr<T>());
       };
       add(rows(layout.gates1(), 4 * H, 0), rows(layout.in1(), H + 3, 0), to_first);

@@ -26,12 +26,12 @@ __global__ void distance_gradient_kernel(const T* gradient, int64_t own_step, in
 
 // For a [tasks, rows, dim] and b [tasks, count, dim], given gradient [tasks, rows, count].
 template <class T>
-void distance_gradient(const Device& device, const char* op, const T* gradient, const T* factors, T scale, const T* a,
-                       const T* b, int64_t tasks, int64_t rows, int64_t count, int64_t dim, T* to_a, T* to_b) {
-  device.launch(op, distance_gradient_kernel<T>, grid_for(tasks * rows * dim), threads_a_block, 0, gradient, count,
+void distance_gradient(const Device& device, const T* gradient, const T* factors, T scale, const T* a, const T* b,
+                       int64_t tasks, int64_t rows, int64_t count, int64_t dim, T* to_a, T* to_b) {
+  device.launch(distance_gradient_kernel<T>, grid_for(tasks * rows * dim), threads_a_block, 0, gradient, count,
                 int64_t{1}, factors, scale, a, b, tasks, rows, count, dim, to_a);
-  device.launch(op, distance_gradient_kernel<T>, grid_for(tasks * count * dim), threads_a_block, 0, gradient,
-                int64_t{1}, count, factors, scale, b, a, tasks, count, rows, dim, to_b);
+  device.launch(distance_gradient_kernel<T>, grid_for(tasks * count * dim), threads_a_block, 0, gradient, int64_t{1},
+                count, factors, scale, b, a, tasks, count, rows, dim, to_b);
 }
 
 }  // namespace innerloop

@@ -45,7 +45,7 @@ void update(const Device& device, InnerUpdate& call, ScalarType type) {
   const auto launch = [&] {
     dim3 grid = grid_for(largest);
     grid.y = static_cast<unsigned>(held);
-    device.launch("inner_update", inner_update_kernel<T>, grid, threads_a_block, 0, updates);
+    device.launch(inner_update_kernel<T>, grid, threads_a_block, 0, updates);
     held = 0;
     largest = 0;
   };
@@ -67,7 +67,7 @@ void update(const Device& device, InnerUpdate& call, ScalarType type) {
 std::vector<Tensor> inner_update_cuda(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> lrs) {
   InnerUpdate call = checked_inner_update(params, grads, lrs);
   if (params.empty()) return {};
-  const Device device(params[0]);
+  const Device device(params[0], "inner_update");
   update<float>(device, call, ScalarType::Float);
   update<double>(device, call, ScalarType::Double);
   return call.updated;

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <type_traits>
 
 // Opens the block that registers a file's kernels: INNERLOOP_CUDA_OPS(m) { m.impl(…); }
@@ -48,29 +49,34 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(bytes);
 }
 
-inline void check_cuda(cudaError_t error, const char* op) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
-}
-
-// The device that a tensor is on: current as long as this lives, with torch's current stream there.
+// The device that a tensor is on: current as long as this lives, with torch's current stream there. Errors of what is
+// done on it name op.
 class Device {
  public:
 #if defined(__CUDACC__)
-  explicit Device(const torch::stable::Tensor& tensor)
+  Device(const torch::stable::Tensor& tensor, const char* op)
       : guard_(tensor.get_device_index()),
         place_(tensor.device()),
+        op_(op),
         stream_(static_cast<cudaStream_t>(
             torch::stable::accelerator::getCurrentStream(tensor.get_device_index()).nativeHandle())) {}
 #else
-  explicit Device(const torch::stable::Tensor& tensor) : place_(tensor.device()), stream_(nullptr) {}
+  Device(const torch::stable::Tensor& tensor, const char* op) : place_(tensor.device()), op_(op), stream_(nullptr) {}
 #endif
 
   torch::stable::Device place() const { return place_; }
+  const char* op() const { return op_; }
   cudaStream_t stream() const { return stream_; }
 
-  // Starts a kernel on the stream; op is for the error message. A grid without blocks is no launch.
+  // Whether what is started becomes a part of a CUDA graph instead of running: the host cannot wait for it then.
+  bool is_capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream_, &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+  }
+
+  // Starts a kernel on the stream. A grid without blocks is no launch.
   template <class... Parameters>
-  void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
               std::type_identity_t<Parameters>... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #if defined(__CUDACC__)
@@ -78,15 +84,37 @@ class Device {
 #else
     emulation::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
 #endif
-    check_cuda(cudaGetLastError(), op);
+    check(cudaGetLastError());
   }
+
+  void check(cudaError_t error) const { STD_TORCH_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorString(error)); }
 
  private:
 #if defined(__CUDACC__)
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
   torch::stable::Device place_;
+  const char* op_;
   cudaStream_t stream_;
+};
+
+// The numbers of an array on the device, for which the host waits.
+template <class E>
+class HostCopy {
+ public:
+  HostCopy(const Device& device, const E* data, int64_t count)
+      : count_(count), copy_(new E[static_cast<size_t>(count)]) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(E);
+    device.check(cudaMemcpyAsync(copy_.get(), data, bytes, cudaMemcpyDeviceToHost, device.stream()));
+    device.check(cudaStreamSynchronize(device.stream()));
+  }
+
+  const E* begin() const { return copy_.get(); }
+  const E* end() const { return copy_.get() + count_; }
+
+ private:
+  const int64_t count_;
+  const std::unique_ptr<E[]> copy_;
 };
 
 }  // namespace innerloop

@@ -71,10 +71,9 @@ __global__ void pair_sums_kernel(Rows<T> a, Rows<T> b, int64_t batches, int64_t 
 }
 
 template <class Term, class A, class T>
-void pair_sums(const Device& device, const char* op, Rows<T> a, Rows<T> b, int64_t batches, int64_t inner, A scale,
-               A* out) {
+void pair_sums(const Device& device, Rows<T> a, Rows<T> b, int64_t batches, int64_t inner, A scale, A* out) {
   const int64_t down = (a.count + pair_tile - 1) / pair_tile, across = (b.count + pair_tile - 1) / pair_tile;
-  device.launch(op, pair_sums_kernel<Term, A, T>, grid_for(batches * down * across, 1), pair_tile * pair_tile,
+  device.launch(pair_sums_kernel<Term, A, T>, grid_for(batches * down * across, 1), pair_tile * pair_tile,
                 2 * pair_tile * pair_row * sizeof(A), a, b, batches, inner, scale, out);
 }
 

@@ -3,7 +3,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cuda/block_sum.h"
+#include "cuda/block.h"
 #include "cuda/class_means.h"
 #include "cuda/distance_gradient.h"
 #include "cuda/pair_sums.h"
@@ -18,17 +18,17 @@ struct Logits {
   Tensor weights;  // [T, N]
 };
 
-Logits logits_of(const Device& device, const char* op, const PrototypeLogits& n, double temperature) {
+Logits logits_of(const Device& device, const PrototypeLogits& n, double temperature) {
   Logits found{torch::stable::new_empty(n.queries, {n.tasks, n.rows, n.classes}),
                torch::stable::new_empty(n.queries, {n.tasks, n.classes, n.dim}),
                torch::stable::new_empty(n.queries, {n.tasks, n.classes})};
   for_type(n.queries, [&]<class T>(T) {
     T* means = found.means.mutable_data_ptr<T>();
-    class_means(device, op, n.support.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks, n.samples,
+    class_means(device, n.support.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks, n.samples,
                 n.classes, n.dim, means, found.weights.mutable_data_ptr<T>());
     const Rows<T> rows{n.queries.const_data_ptr<T>(), n.rows, n.dim, n.rows * n.dim};
     const Rows<T> points{means, n.classes, n.dim, n.classes * n.dim};
-    pair_sums<SquaredDifference>(device, op, rows, points, n.tasks, n.dim, static_cast<T>(-1 / temperature),
+    pair_sums<SquaredDifference>(device, rows, points, n.tasks, n.dim, static_cast<T>(-1 / temperature),
                                  found.logits.mutable_data_ptr<T>());
   });
   return found;
@@ -37,8 +37,8 @@ Logits logits_of(const Device& device, const char* op, const PrototypeLogits& n,
 std::tuple<Tensor, Tensor, Tensor> prototype_logits_cuda(Tensor support, Tensor labels, Tensor queries,
                                                          int64_t num_classes, double temperature) {
   const PrototypeLogits n = checked_prototype_logits(support, labels, queries, num_classes, temperature);
-  const Device device(n.queries);
-  const Logits found = logits_of(device, "prototype_logits", n, temperature);
+  const Device device(n.queries, "prototype_logits");
+  const Logits found = logits_of(device, n, temperature);
   return {found.logits, found.means, found.weights};
 }
 
@@ -79,14 +79,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cuda(Tensor su
                                                                        double temperature) {
   const PrototypeLogits n = checked_prototype_logits(support, labels, queries, num_classes, temperature);
   const Tensor wanted = shaped_labels(query_labels, queries, n.tasks, n.rows, "query_labels");
-  const Device device(n.queries);
-  const Logits found = logits_of(device, "prototype_loss", n, temperature);
+  const Device device(n.queries, "prototype_loss");
+  const Logits found = logits_of(device, n, temperature);
   Tensor losses = torch::stable::new_empty(n.queries, {n.tasks});
   Tensor gradient = torch::stable::empty_like(found.logits);
   for_type(n.queries, [&]<class T>(T) {
-    device.launch("prototype_loss", cross_entropy_kernel<T>, grid_for(n.tasks, 1), threads_a_block,
-                  threads_a_block * sizeof(double), found.logits.const_data_ptr<T>(), wanted.const_data_ptr<int64_t>(),
-                  n.tasks, n.rows, n.classes, losses.mutable_data_ptr<T>(), gradient.mutable_data_ptr<T>());
+    device.launch(cross_entropy_kernel<T>, grid_for(n.tasks, 1), threads_a_block, threads_a_block * sizeof(double),
+                  found.logits.const_data_ptr<T>(), wanted.const_data_ptr<int64_t>(), n.tasks, n.rows, n.classes,
+                  losses.mutable_data_ptr<T>(), gradient.mutable_data_ptr<T>());
   });
   return {losses, found.logits, gradient, found.means, found.weights};
 }
@@ -96,20 +96,19 @@ std::tuple<Tensor, Tensor> prototype_logits_backward_cuda(Tensor gradient, std::
                                                           double temperature) {
   const PrototypeLogitsBackward n =
       checked_prototype_logits_backward(gradient, scale, labels, queries, means, weights, temperature);
-  const Device device(n.queries);
+  const Device device(n.queries, "prototype_logits_backward");
   Tensor grad_support = torch::stable::new_empty(n.queries, {n.tasks, n.samples, n.dim});
   Tensor grad_means = torch::stable::empty_like(n.means);
   Tensor grad_queries = torch::stable::empty_like(n.queries);
   for_type(n.queries, [&]<class T>(T) {
-    const char* op = "prototype_logits_backward";
     T* to_means = grad_means.mutable_data_ptr<T>();
     const T* factors = n.scale ? n.scale->const_data_ptr<T>() : nullptr;
-    distance_gradient(device, op, n.gradient.const_data_ptr<T>(), factors, static_cast<T>(-1 / temperature),
+    distance_gradient(device, n.gradient.const_data_ptr<T>(), factors, static_cast<T>(-1 / temperature),
                       n.queries.const_data_ptr<T>(), n.means.const_data_ptr<T>(), n.tasks, n.rows, n.classes, n.dim,
                       grad_queries.mutable_data_ptr<T>(), to_means);
     const T* of_means = to_means;
-    class_means_backward(device, op, of_means, n.weights.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(),
-                         n.tasks, n.samples, n.classes, n.dim, grad_support.mutable_data_ptr<T>());
+    class_means_backward(device, of_means, n.weights.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks,
+                         n.samples, n.classes, n.dim, grad_support.mutable_data_ptr<T>());
   });
   return {grad_support, grad_queries};
 }

@@ -9,22 +9,22 @@ namespace {
 
 std::tuple<Tensor, Tensor> prototypes_cuda(Tensor embeddings, Tensor labels, int64_t num_classes) {
   const Prototypes n = checked_prototypes(embeddings, labels, num_classes);
-  const Device device(n.embeddings);
+  const Device device(n.embeddings, "prototypes");
   Tensor means = torch::stable::new_empty(n.embeddings, {n.tasks, n.classes, n.dim});
   Tensor weights = torch::stable::new_empty(n.embeddings, {n.tasks, n.classes});
   for_type(n.embeddings, [&]<class T>(T) {
-    class_means(device, "prototypes", n.embeddings.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks,
-                n.samples, n.classes, n.dim, means.mutable_data_ptr<T>(), weights.mutable_data_ptr<T>());
+    class_means(device, n.embeddings.const_data_ptr<T>(), n.labels.const_data_ptr<int64_t>(), n.tasks, n.samples,
+                n.classes, n.dim, means.mutable_data_ptr<T>(), weights.mutable_data_ptr<T>());
   });
   return {means, weights};
 }
 
 Tensor prototypes_backward_cuda(Tensor gradient, Tensor weights, Tensor labels) {
   const PrototypesBackward n = checked_prototypes_backward(gradient, weights, labels);
-  const Device device(n.gradient);
+  const Device device(n.gradient, "prototypes_backward");
   Tensor out = torch::stable::new_empty(n.gradient, {n.tasks, n.samples, n.dim});
   for_type(n.gradient, [&]<class T>(T) {
-    class_means_backward(device, "prototypes_backward", n.gradient.const_data_ptr<T>(), n.weights.const_data_ptr<T>(),
+    class_means_backward(device, n.gradient.const_data_ptr<T>(), n.weights.const_data_ptr<T>(),
                          n.labels.const_data_ptr<int64_t>(), n.tasks, n.samples, n.classes, n.dim,
                          out.mutable_data_ptr<T>());
   });

@@ -266,23 +266,42 @@ def _misfit(node: Node, shape: Shape, expected: str) -> ValueError:
 
 
 def decoded_outputs(code: Sequence[int], sample: Shape, parameter_shapes: Sequence[Shape]) -> int:
-    """The number of outputs of an encoded program, for samples of a shape.
+    """The number of outputs of an encoded program, for samples of a shape. parameter_shapes: see
+    :func:`decoded_parameters`."""
+    nodes, output = _decoded(code)
+    program = Program(nodes, output, (), tuple(decoded_parameters(code, parameter_shapes)), ())
+    return program.shapes(sample)[output][0]
+
+
+def decoded_parameters(code: Sequence[int], parameter_shapes: Sequence[Shape]) -> list[Shape]:
+    """The shapes of an encoded program's parameters for one task.
 
     Args:
         parameter_shapes: of one task's parameters, or with tasks in front.
     """
+    shapes = list(parameter_shapes)
+    for node in _decoded(code)[0]:
+        for place, parameter in enumerate(node.parameters):
+            if parameter >= 0:
+                dims = _dims(node.kind, place == 0, len(shapes[parameter]))
+                shapes[parameter] = shapes[parameter][-dims:]
+    return shapes
+
+
+def _dims(kind: Kind, is_weight: bool, given: int) -> int:
+    """Of a parameter for one task; given: those it has. A layer norm's are those of a vector or of an image, 1 or 3."""
+    if kind == Kind.LAYER_NORM:
+        return given if given % 2 else given - 1
+    return {Kind.LINEAR: 2, Kind.CONV2D: 4}.get(kind, 1) if is_weight else 1
+
+
+def _decoded(code: Sequence[int]) -> tuple[tuple[Node, ...], int]:
+    """An encoded program's nodes and its output."""
     numbers = iter(code)
     _, count, _, _, output = (next(numbers) for _ in range(5))
-    shapes = list(parameter_shapes)
     nodes = []
     for _ in range(count):
         kind = Kind(next(numbers))
         inputs, parameters, attributes = (tuple(next(numbers) for _ in range(next(numbers))) for _ in range(3))
         nodes.append(Node(kind, inputs, parameters, attributes, where=kind.name.lower()))
-        if kind in _WEIGHT_DIMS and parameters[0] >= 0:
-            shapes[parameters[0]] = shapes[parameters[0]][-_WEIGHT_DIMS[kind] :]
-    return Program(tuple(nodes), output, (), tuple(shapes), ()).shapes(sample)[output][0]
-
-
-# Of the weights that shapes depend on.
-_WEIGHT_DIMS = {Kind.LINEAR: 2, Kind.CONV2D: 4, Kind.GROUP_NORM: 1}
+    return tuple(nodes), output

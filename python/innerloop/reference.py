@@ -132,7 +132,7 @@ def svm_head(
 
 
 def svm_gram(support: Tensor, diagonal: float = 0.0) -> Tensor:
-    return support @ support.mT + diagonal * torch.eye(support.shape[1], dtype=support.dtype)
+    return support @ support.mT + diagonal * torch.eye(support.shape[1], dtype=support.dtype, device=support.device)
 
 
 def svm_dual(gram: Tensor, labels: Tensor, num_classes: int, C: float, iterations: int = 40) -> Tensor:
@@ -162,17 +162,17 @@ def svm_dual(gram: Tensor, labels: Tensor, num_classes: int, C: float, iteration
 def _kkt_step(gram: Tensor, curvature: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """(δ [T, S, N], ν [T, S, 1]) with (K + curvature) δ + ν = right and Σₖ δ = 0, as one dense system."""
     tasks, samples, classes = right.shape
-    unit = torch.eye(samples, dtype=gram.dtype)
-    within = torch.einsum("tij,kl->tikjl", gram, torch.eye(classes, dtype=gram.dtype)).flatten(3).flatten(1, 2)
-    sums = unit.repeat_interleave(classes, 1).expand(tasks, -1, -1)
+    of_samples, of_classes = (torch.eye(n, dtype=gram.dtype, device=gram.device) for n in (samples, classes))
+    within = torch.einsum("tij,kl->tikjl", gram, of_classes).flatten(3).flatten(1, 2)
+    sums = of_samples.repeat_interleave(classes, 1).expand(tasks, -1, -1)
     system = torch.cat(
         [
             torch.cat([within + torch.diag_embed(curvature.flatten(1)), sums.mT], 2),
-            torch.cat([sums, torch.zeros(tasks, samples, samples, dtype=gram.dtype)], 2),
+            torch.cat([sums, gram.new_zeros(tasks, samples, samples)], 2),
         ],
         1,
     )
-    sides = torch.cat([right.flatten(1), torch.zeros(tasks, samples, dtype=gram.dtype)], 1)
+    sides = torch.cat([right.flatten(1), gram.new_zeros(tasks, samples)], 1)
     solution = torch.linalg.solve(system, sides)
     return solution[:, : samples * classes].reshape(right.shape), solution[:, samples * classes :, None]
 

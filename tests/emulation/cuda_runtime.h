@@ -1,7 +1,6 @@
 // CUDA's words for a C++ compiler: csrc/cuda, unchanged, becomes a library whose kernels run on the CPU. The blocks of
-// a launch run one after another; the threads of a block are fibers of one thread (fibers.h), or, with
-// EMULATION_THREADS, threads of their own for ThreadSanitizer to watch (threads.h). docs/cuda.md says what that shows
-// and what not.
+// a launch run one after another, and the threads of a block are fibers of one thread (fibers.h), of which sanitizers
+// know. docs/cuda.md says what that shows and what not.
 #pragma once
 
 #include <algorithm>
@@ -33,12 +32,24 @@ struct dim3 {
 // --- the run-time library -------------------------------------------------------------------------------------------
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorLaunchFailure };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidConfiguration,
+  cudaErrorLaunchFailure,
+  cudaErrorStreamCaptureUnsupported
+};
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 
 namespace emulation {
 inline cudaError_t last_error = cudaSuccess;
 inline std::string fault;  // what is behind cudaErrorLaunchFailure
+
+// Whether the environment says that the stream is being captured into a graph. What is launched runs all the same, but
+// waiting for it is an error.
+inline bool is_capturing() {
+  return std::getenv("EMULATION_CAPTURES") != nullptr;
+}
 }  // namespace emulation
 
 inline cudaError_t cudaGetLastError() {
@@ -47,10 +58,17 @@ inline cudaError_t cudaGetLastError() {
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorInvalidConfiguration) return "invalid configuration argument";
+  if (error == cudaErrorStreamCaptureUnsupported) return "operation not permitted when stream is capturing";
   return error == cudaErrorLaunchFailure ? emulation::fault.c_str() : "no error";
 }
 
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = emulation::is_capturing() ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+  if (kind != cudaMemcpyDeviceToDevice && emulation::is_capturing()) return cudaErrorStreamCaptureUnsupported;
   if (bytes > 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -61,7 +79,7 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
 }
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return cudaSuccess;
+  return emulation::is_capturing() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
 inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
@@ -92,11 +110,7 @@ inline dim3 index_of_thread(unsigned thread) {
 
 }  // namespace emulation
 
-#if defined(EMULATION_THREADS)
-#include "threads.h"
-#else
 #include "fibers.h"
-#endif
 
 namespace emulation {
 
@@ -106,10 +120,22 @@ inline bool fits(dim3 grid, dim3 block, size_t shared) {
          in(block.z, 64) && uint64_t{block.x} * block.y * block.z <= most_threads && shared <= most_shared_bytes;
 }
 
+// Whether the environment plants a fault in this launch: in the n-th one since it said that number, from 0.
+inline bool is_to_fail() {
+  static std::string since;
+  static int launches;
+  const char* number = std::getenv("EMULATION_FAILING_LAUNCH");
+  if (since != (number == nullptr ? "" : number)) {
+    since = number == nullptr ? "" : number;
+    launches = 0;
+  }
+  return number != nullptr && launches++ == std::atoi(number);
+}
+
 inline void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
-  if (!fits(grid, block, shared)) {
+  if (is_to_fail() || !fits(grid, block, shared)) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }

@@ -18,7 +18,7 @@ __global__ void each_kernel(const Function function, const int64_t count) {
 // Calls function(i) on the device for i = 0 … count-1.
 template <class Function>
 void each(const Device& device, int64_t count, const Function& function) {
-  device.launch("maml", each_kernel<Function>, grid_for(count), threads_a_block, 0, function, count);
+  device.launch(each_kernel<Function>, grid_for(count), threads_a_block, 0, function, count);
 }
 
 template <class T>
@@ -113,7 +113,7 @@ void sum_rows(const Device& device, int64_t tasks, int64_t rows, int64_t columns
               const Finish& finish) {
   const int64_t slices = slices_of(rows), column_blocks = (columns + columns_a_block - 1) / columns_a_block;
   auto* partial = reinterpret_cast<Pair<double>*>(scratch);
-  device.launch("maml", sum_slices_kernel<Terms>, static_cast<unsigned>(tasks * slices * column_blocks),
+  device.launch(sum_slices_kernel<Terms>, static_cast<unsigned>(tasks * slices * column_blocks),
                 dim3(columns_a_block, rows_at_once), 0, terms, rows, columns, slices, partial);
   each(device, tasks * columns, FinishSums<Finish>{finish, columns, slices, partial});
 }

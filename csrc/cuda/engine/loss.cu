@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "cuda/block_sum.h"
+#include "cuda/block.h"
 #include "cuda/engine/each.h"
 #include "cuda/engine/loss.h"
 
@@ -119,8 +119,7 @@ template <class T>
 void TaskLoss<T>::value(int64_t tasks, const T* y, const Targets<T>& targets, T weight, double* losses, double* sums,
                         T* dy) const {
   const LossInput<T> in{kind_, smoothing_, outputs_, targets};
-  device_.launch("maml", loss_kernel<T>, static_cast<unsigned>(tasks), loss_threads, 0, in, y, weight, losses, sums,
-                 dy);
+  device_.launch(loss_kernel<T>, static_cast<unsigned>(tasks), loss_threads, 0, in, y, weight, losses, sums, dy);
 }
 
 template <class T>

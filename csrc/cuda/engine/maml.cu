@@ -17,7 +17,7 @@ class Gpu {
  public:
   static constexpr bool is_readable = false;
 
-  explicit Gpu(const Tensor& support_x) : support_x_(checked(support_x)), device_(support_x) {}
+  Gpu(const Tensor& support_x, const char* op) : support_x_(checked(support_x)), device_(support_x, op) {}
 
   bool holds(const Tensor& tensor) const {
     return is_on_device(tensor) && tensor.get_device_index() == support_x_.get_device_index();
@@ -57,7 +57,7 @@ std::vector<Tensor> maml_cuda(std::vector<Tensor> parameters, std::vector<Tensor
                               int64_t bn, int64_t loss, double label_smoothing, int64_t steps,
                               std::vector<double> step_weights, double support_weight, bool first_order,
                               std::vector<bool> needs_gradient, bool rate_gradients, std::vector<int64_t> paths) {
-  const Gpu place(support_x);
+  const Gpu place(support_x, "maml");
   return maml_results(place, {parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths},
                       {support_x, support_y, support_mask}, {query_x, query_y, query_mask},
                       {step_weights, support_weight, first_order, needs_gradient, rate_gradients},
@@ -71,7 +71,7 @@ std::vector<Tensor> maml_adapt_cuda(std::vector<Tensor> parameters, std::vector<
                                     MaybeTensor support_mask, std::vector<int64_t> program, int64_t bn, int64_t loss,
                                     double label_smoothing, int64_t steps, double proximal,
                                     std::vector<int64_t> paths) {
-  const Gpu place(support_x);
+  const Gpu place(support_x, "maml_adapt");
   return adapt_results(place, {parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths},
                        {support_x, support_y, support_mask}, proximal, [&]<class T>(const Request<T>& request) {
                          gpu::run<T>(place.device(), request, task_chunk(), nullptr);
@@ -82,7 +82,7 @@ std::vector<Tensor> hessian_vector_product_cuda(std::vector<Tensor> parameters, 
                                                 std::vector<Tensor> buffers, Tensor support_x, Tensor support_y,
                                                 MaybeTensor support_mask, std::vector<int64_t> program, int64_t bn,
                                                 int64_t loss, double label_smoothing, std::vector<int64_t> paths) {
-  const Gpu place(support_x);
+  const Gpu place(support_x, "hessian_vector_product");
   return product_results(place, {parameters, {}, buffers, program, bn, loss, label_smoothing, 0, paths}, vectors,
                          {support_x, support_y, support_mask}, [&]<class T>(const Request<T>& request) {
                            gpu::run<T>(place.device(), request, task_chunk(), nullptr);
@@ -94,7 +94,7 @@ std::string maml_plan_cuda(std::vector<Tensor> parameters, std::vector<Tensor> r
                            MaybeTensor query_mask, std::vector<int64_t> program, int64_t bn, int64_t loss,
                            double label_smoothing, int64_t steps, std::vector<double> step_weights,
                            double support_weight, bool first_order, std::vector<int64_t> paths) {
-  const Gpu place(support_x);
+  const Gpu place(support_x, "maml_plan");
   const InnerLoopArguments arguments{parameters, rates, buffers, program, bn, loss, label_smoothing, steps, paths};
   const SideArguments support{support_x, support_y, support_mask}, query{query_x, query_y, query_mask};
   std::string text;

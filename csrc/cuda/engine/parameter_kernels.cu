@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "cuda/block_sum.h"
+#include "cuda/block.h"
 #include "cuda/engine/each.h"
 #include "cuda/engine/parameter_kernels.h"
 
@@ -43,7 +43,7 @@ void each_element(const Device& device, int64_t tasks, const std::vector<Operand
                   const Operation& operation) {
   for_batches(operands, [&](const Batch<T>& batch, unsigned count, size_t, int64_t largest) {
     const dim3 grid(grid_for(tasks * largest).x, count);
-    device.launch("maml", operands_kernel<T, Operation>, grid, threads_a_block, 0, batch, tasks, operation);
+    device.launch(operands_kernel<T, Operation>, grid, threads_a_block, 0, batch, tasks, operation);
   });
 }
 
@@ -176,9 +176,9 @@ void ParameterKernels<T>::subtract_rate_gradient(int64_t tasks, const Operands& 
   each_element(device_, 1, operands, SubtractProducts<T>{tasks});
   for_batches(operands, [&](const Batch<T>& batch, unsigned count, size_t first, int64_t) {
     double* sums = scratch + static_cast<int64_t>(first) * tasks;
-    device_.launch("maml", sum_products_kernel<T>, dim3(static_cast<unsigned>(tasks), count), threads_a_block, 0, batch,
-                   tasks, sums);
-    device_.launch("maml", subtract_sums_kernel<T>, count, 1, 0, batch, tasks, sums);
+    device_.launch(sum_products_kernel<T>, dim3(static_cast<unsigned>(tasks), count), threads_a_block, 0, batch, tasks,
+                   sums);
+    device_.launch(subtract_sums_kernel<T>, count, 1, 0, batch, tasks, sums);
   });
 }
 

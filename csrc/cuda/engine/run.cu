@@ -38,8 +38,8 @@ Tensor memory_for(const Device& device, const Request<T>& request, int64_t chunk
   } catch (const std::exception&) {
     const int64_t available = available_bytes();
     const int64_t fitting = fitting_chunk(device, request, chunk, bytes, available);
-    STD_TORCH_CHECK(false, "out of memory: ", chunk, " tasks at once need ", bytes, " bytes, and ", available,
-                    " are free: ",
+    STD_TORCH_CHECK(false, device.op(), ": out of memory: ", chunk, " tasks at once need ", bytes, " bytes, and ",
+                    available, " are free: ",
                     fitting > 0 ? "INNERLOOP_TASK_CHUNK=" + std::to_string(fitting) + " would fit"
                                 : std::string("there is no room for one task"));
     throw;

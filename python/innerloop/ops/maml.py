@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from innerloop._library import raise_interrupt
-from innerloop.program import decoded_outputs
+from innerloop.program import decoded_outputs, decoded_parameters
 from innerloop.tasks import TaskBatch
 
 #: What an automatic choice is in Settings.paths, in order: lanes, low_rank, conv_block, winograd, patch_moments.
@@ -90,7 +90,7 @@ def adapt(
 ) -> list[Tensor]:
     """θ_K of every parameter that is adapted, [T, *shape], for the tasks' support sets; a 0-element tensor for the
     others. proximal: λ, descent being along the gradient plus λ(θₖ − θ₀)."""
-    with torch.no_grad():
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
         adapted = _interruptible(
             torch.ops.innerloop.maml_adapt.default,
             parameters, rates, buffers, tasks.support_x, tasks.support_y, tasks.support_mask, settings.program,
@@ -270,17 +270,36 @@ def _fake(
     ]
 
 
+def _fake_adapted(
+    parameters: list[Tensor],
+    rates: list[Tensor],
+    buffers: list[Tensor],
+    support_x: Tensor,
+    support_y: Tensor,
+    support_mask: Tensor | None,
+    program: list[int],
+    *_: Any,
+) -> list[Tensor]:
+    shapes = decoded_parameters(program, [tuple(p.shape) for p in parameters])
+    return [
+        parameter.new_empty((support_x.shape[0], *shape) if rate.numel() else 0)
+        for parameter, rate, shape in zip(parameters, rates, shapes, strict=True)
+    ]
+
+
 def _fake_products(parameters: list[Tensor], vectors: list[Tensor], *_: Any) -> list[Tensor]:
     return [vector.new_empty(vector.shape if vector.numel() else 0) for vector in vectors]
 
 
-def _refuse_products(ctx: Any, *_: Any) -> None:
-    raise RuntimeError("innerloop::hessian_vector_product cannot be differentiated: use engine='torch' or maml_loss")
+def _refusal(op: str) -> Callable[..., NoReturn]:
+    def refuse(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(f"innerloop::{op} cannot be differentiated: use engine='torch' or maml_loss")
+
+    return refuse
 
 
 torch.library.register_fake("innerloop::maml", _fake)
-torch.library.register_fake("innerloop::hessian_vector_product", _fake_products)
-torch.library.register_autograd(
-    "innerloop::hessian_vector_product", _refuse_products, setup_context=lambda ctx, inputs, output: None
-)
 torch.library.register_autograd("innerloop::maml", _backward, setup_context=_setup_context)
+for _op, _fake_of_op in (("maml_adapt", _fake_adapted), ("hessian_vector_product", _fake_products)):
+    torch.library.register_fake(f"innerloop::{_op}", _fake_of_op)
+    torch.library.register_autograd(f"innerloop::{_op}", _refusal(_op), setup_context=lambda ctx, inputs, output: None)

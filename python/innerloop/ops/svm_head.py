@@ -141,8 +141,8 @@ torch.library.define(
 )
 
 
-@torch.library.impl("innerloop::svm_weights", "cpu")
-def _weights_cpu(
+@torch.library.impl("innerloop::svm_weights", ("cpu", "cuda"))
+def _weights_of_support(
     support: Tensor,
     labels: Tensor,
     num_classes: int,
