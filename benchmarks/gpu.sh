@@ -1,66 +1,110 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in about ten minutes and without a network, into one file:
+# Everything that needs a GPU, within ten minutes and without a network, into one file:
 #
-#     benchmarks/gpu.sh [RESULT]          default: benchmarks/results/gpu.txt
+#     benchmarks/gpu.sh [RESULT]            default: benchmarks/results/gpu.txt
+#     benchmarks/gpu.sh --dry [RESULT]      the same steps where there is no GPU: does the script run? (build/gpu-dry.txt)
 #
-# Builds the package for the GPU that is there, runs the CUDA tests with nothing skipped, the op cases under
-# compute-sanitizer, and the benchmarks. The machine has nvcc (on PATH, or named by CUDACXX), a CUDA build of torch, and
-# what pyproject.toml names for building and testing, or a folder of those wheels that INNERLOOP_WHEELS names, made
-# beforehand with
+# Builds the package for the GPU that is there, runs the CUDA tests with nothing skipped, the op cases and a net of all
+# layers under compute-sanitizer, and the benchmarks. The machine has nvcc (on PATH, or named by CUDACXX), a CUDA build of
+# torch, and what pyproject.toml names for building and testing, or a folder of those wheels that INNERLOOP_WHEELS names,
+# made beforehand with
 #
 #     pip download -d wheels "scikit-build-core>=0.11" "cmake>=3.26" ninja "pybind11>=3.0" pytest hypothesis \
 #       safetensors typer rich
 #
-# A step that fails or takes too long is noted, and the next one runs; the script fails in the end.
+# The peers that the step is measured beside are those of .cache/peers, made beforehand by benchmarks/peers.sh.
+# A step that fails, or finds no time left, is noted, and the next one runs; the script fails in the end.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-result=${1:-benchmarks/results/gpu.txt}
+device=cuda quick=()
+if [ "${1:-}" = --dry ]; then
+  device=cpu quick=(--quick)
+  shift
+fi
+[ "$device" = cuda ] && result=${1:-benchmarks/results/gpu.txt} || result=${1:-build/gpu-dry.txt}
 python=${PYTHON:-python3}
+nvcc=${CUDACXX:-nvcc}
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
+deadline=$((SECONDS + 600))
 failed=()
+
+die() {
+  printf 'gpu.sh: %s\n' "$*" >&2
+  exit 2
+}
 
 step() { # NAME SECONDS COMMAND...
   local name=$1 seconds=$2 begin=$SECONDS status=0
   shift 2
+  [ "$seconds" -le $((deadline - SECONDS)) ] || seconds=$((deadline - SECONDS))
   printf '\n== %s: %s\n' "$name" "$*"
-  timeout "$seconds" "$@" 2>&1 || status=$?
+  if [ "$seconds" -gt 0 ]; then timeout "$seconds" "$@" 2>&1 || status=$?; else status="none, no time is left,"; fi
+  [ "$status" != 124 ] || printf 'stopped after %s s\n' "$seconds"
   printf '== %s: status %s after %s s\n' "$name" "$status" "$((SECONDS - begin))"
   [ "$status" = 0 ] || failed+=("$name")
 }
 
+# What the steps need, before the first of them.
+check_machine() {
+  command -v "$nvcc" >/dev/null || die "no nvcc (put it on PATH, or name it by CUDACXX)"
+  "$python" -c 'import torch' || die "$python has no torch (PYTHON names another interpreter)"
+  [ "$device" = cuda ] || return 0
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    die "torch sees no CUDA device; benchmarks/gpu.sh --dry runs the steps without one"
+  command -v compute-sanitizer >/dev/null || die "no compute-sanitizer (it comes with the CUDA toolkit)"
+}
+
 build() {
-  "$python" -m venv --system-site-packages "$place/venv" || return
+  "$python" -m venv --system-site-packages "$place/venv" || die "$python cannot make an environment (python3-venv)"
+  # What this Python has may itself lie in an environment, which the new one does not see.
+  "$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))' \
+    >"$("$place/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/borrowed.pth"
   python=$place/venv/bin/python
-  local capability
-  capability=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || return
+  local capability=90
+  [ "$device" = cpu ] || capability=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
   if [ -n "${INNERLOOP_WHEELS:-}" ]; then
     step tools 60 "$python" -m pip install --no-index --find-links "$INNERLOOP_WHEELS" scikit-build-core cmake ninja \
       pybind11 pytest hypothesis safetensors typer rich
   fi
-  step build 240 "$python" -m pip install --no-index --no-deps --no-build-isolation -C build-dir="$place/build" \
-    -C cmake.define.INNERLOOP_CUDA=ON -C cmake.define.INNERLOOP_CUDA_ARCHITECTURES="$capability" .
+  step build 240 "$python" -m pip install --no-index --no-deps --no-build-isolation --force-reinstall \
+    -C build-dir="$place/build" -C cmake.define.INNERLOOP_CUDA=ON \
+    -C cmake.define.INNERLOOP_CUDA_ARCHITECTURES="$capability" .
 }
 
 run() {
   date -u
-  nvidia-smi
-  "${CUDACXX:-nvcc}" --version
+  [ "$device" = cpu ] || nvidia-smi
+  "$nvcc" --version
   git log -1 --format='commit %h of %cd' 2>/dev/null
-  build || failed+=(build)
+  build
   "$python" -m innerloop info
   export OMP_NUM_THREADS=1
-  INNERLOOP_REQUIRE_CUDA=1 step tests 180 "$python" -m pytest -q -k "not emulated" tests/test_cuda_ops.py tests/test_cuda_engine.py
-  for tool in memcheck racecheck synccheck; do
-    step "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" tests/op_cases.py cuda
-  done
-  step benchmarks 120 "$python" benchmarks/gpu.py
+  if [ "$device" = cuda ]; then
+    INNERLOOP_REQUIRE_CUDA=1 step tests 180 "$python" -m pytest -q -m "not emulated" \
+      tests/test_cuda_ops.py tests/test_cuda_engine.py
+    for tool in memcheck racecheck synccheck; do
+      sanitize=(compute-sanitizer --tool "$tool" --error-exitcode 1)
+      step "$tool of the ops" 60 "${sanitize[@]}" "$python" tests/op_cases.py cuda
+      step "$tool of the engine" 60 "${sanitize[@]}" "$python" tests/test_cuda_engine.py cuda
+    done
+  else
+    step tests 180 "$python" -m pytest -q -m "not emulated" tests/test_cuda_ops.py tests/test_cuda_engine.py
+    step ops 60 "$python" tests/op_cases.py cpu
+    step engine 60 "$python" tests/test_cuda_engine.py cpu
+  fi
+  step kernels 90 "$python" benchmarks/gpu.py --device "$device" "${quick[@]}"
+  step steps 240 "$python" benchmarks/gpu_steps.py --device "$device" "${quick[@]}"
   if [ ${#failed[@]} -gt 0 ]; then
-    printf '\nfailed: %s\n' "${failed[*]}"
+    printf '\nfailed:'
+    printf ' [%s]' "${failed[@]}"
+    printf '\n'
     return 1
   fi
   printf '\nall steps passed\n'
 }
 
+check_machine
+mkdir -p "$(dirname "$result")"
 run 2>&1 | tee "$result"
