@@ -50,7 +50,7 @@ Machine: {cores} cores of an {processor}, {instruction_set}. Python {python}, to
 In the tables medians over the seeds, with the least and the most; a time is that of the first test at or above the
 goal. In the picture a line for each seed. MAML's step is where the engines differ ([benchmarks.md](benchmarks.md)). A
 Prototypical Network's time is that of its backbone, which torch computes in all three; only distances and loss are
-native ([heads.md](heads.md))."""
+native ([heads.md](heads.md)), and no gain is seen."""
 
 
 def picture(results: dict[str, Any]) -> Picture:
