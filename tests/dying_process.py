@@ -30,7 +30,7 @@ def build() -> innerloop.Algorithm:
     torch.manual_seed(0)
     # Dropout draws from torch's random state: a resumed run must go on with that, too.
     model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
-    return innerloop.get("maml")(model, inner_lr=0.05)
+    return innerloop.get("maml")(model, inner_lr=0.05, engine="torch")  # "auto" warns of dropout
 
 
 def train(run: Path, resume: bool = True, **options: Any) -> innerloop.Algorithm:

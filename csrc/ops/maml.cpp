@@ -32,7 +32,9 @@ struct Cpu {
                                                            strides.data(), type, aoti_torch_device_type_cpu(), 0,
                                                            &made));
     const Tensor tensor(made);
-    std::memset(tensor.mutable_data_ptr(), 0, static_cast<size_t>(tensor.numel()) * tensor.element_size());
+    if (tensor.numel() > 0) {  // none have no memory, which memset must not be given
+      std::memset(tensor.mutable_data_ptr(), 0, static_cast<size_t>(tensor.numel()) * tensor.element_size());
+    }
     return tensor;
   }
 };

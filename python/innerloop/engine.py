@@ -20,7 +20,7 @@ from innerloop.lowering import Lowered, lowered
 from innerloop.ops import maml as native
 from innerloop.ops._differentiable import transforms_active
 from innerloop.ops.checks import has_kernel
-from innerloop.registry import nearest
+from innerloop.registry import check_choice
 from innerloop.tasks import TaskBatch
 
 Engine = Literal["auto", "native", "torch"]
@@ -33,8 +33,7 @@ log = logging.getLogger("innerloop")
 
 def check_engine(engine: Engine) -> Engine:
     """Refuse a name that is no engine."""
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine is {engine!r}.{nearest(str(engine), list(get_args(Engine)))}")
+    check_choice(engine, "engine", get_args(Engine))
     return engine
 
 

@@ -21,7 +21,7 @@ from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 from innerloop.norms import is_batch_norm
 from innerloop.ops.checks import check_number
-from innerloop.registry import nearest
+from innerloop.registry import check_choice, nearest
 
 #: What BatchNorm layers can normalise with; "per_step" is for those of MAML++ (norms.py).
 BatchNormMode = Literal["transductive", "support", "running"]
@@ -103,18 +103,15 @@ class InnerLoop:
             )
         if not isinstance(inner_steps, int) or not 0 <= inner_steps <= MOST_STEPS:
             raise ValueError(f"inner_steps is {inner_steps!r}, expected an integer from 0 to {MOST_STEPS:,}")
-        if bn not in get_args(AnyBatchNormMode):
-            raise ValueError(f"bn is {bn!r}.{nearest(str(bn), list(get_args(AnyBatchNormMode)))}")
+        check_choice(bn, "bn", get_args(AnyBatchNormMode))
         if bn == "per_step" and any(map(is_batch_norm, model.modules())):
             raise ValueError(
                 "bn is 'per_step', but the model has a BatchNorm layer with one γ and β for all steps: "
                 "innerloop.get('maml_pp') gives each its own"
             )
-        if not callable(loss) and loss not in ("cross_entropy", "mse"):
+        if not callable(loss) and not (isinstance(loss, str) and loss in ("cross_entropy", "mse")):
             raise ValueError(f"loss is {loss!r}, expected 'cross_entropy', 'mse' or a callable")
-        if inner_optimizer not in get_args(InnerOptimizer):
-            known = list(get_args(InnerOptimizer))
-            raise ValueError(f"inner_optimizer is {inner_optimizer!r}.{nearest(str(inner_optimizer), known)}")
+        check_choice(inner_optimizer, "inner_optimizer", get_args(InnerOptimizer))
         check_number(support_weight, "support_weight")
         if not math.isfinite(support_weight):
             raise ValueError(f"support_weight is {support_weight!r}, expected a finite number")

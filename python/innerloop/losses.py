@@ -45,6 +45,11 @@ def loss_per_task(outputs: Tensor, targets: Tensor, mask: Tensor | None, loss: L
             targets = torch.where(_beside(mask, targets), targets, 0)
         losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
     else:
+        if targets.shape != outputs.shape:  # torch would spread the one over the other
+            raise ValueError(
+                f"loss is 'mse' and targets have shape {list(targets.shape)}, expected the outputs' "
+                f"{list(outputs.shape)}"
+            )
         losses = F.mse_loss(outputs, targets, reduction="none").flatten(0, 1)
     losses = losses.reshape(*outputs.shape[:2], -1).mean(dim=2)
     return _mean(losses, mask)

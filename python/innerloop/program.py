@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 
 FORMAT = 1
 
@@ -298,10 +299,22 @@ def _dims(kind: Kind, is_weight: bool, given: int) -> int:
 def _decoded(code: Sequence[int]) -> tuple[tuple[Node, ...], int]:
     """An encoded program's nodes and its output."""
     numbers = iter(code)
-    _, count, _, _, output = (next(numbers) for _ in range(5))
+
+    def take(count: int) -> tuple[int, ...]:
+        if not 0 <= count <= len(code):
+            raise ValueError(f"program speaks of {count} numbers, and has {len(code)}")
+        taken = tuple(islice(numbers, count))
+        if len(taken) < count:
+            raise ValueError(f"program ends after {len(code)} numbers, in the middle of a node")
+        return taken
+
+    _, count, _, _, output = take(5)
     nodes = []
     for _ in range(count):
-        kind = Kind(next(numbers))
-        inputs, parameters, attributes = (tuple(next(numbers) for _ in range(next(numbers))) for _ in range(3))
+        number = take(1)[0]
+        if number not in set(Kind):
+            raise ValueError(f"program has a node of kind {number}, which there is not")
+        kind = Kind(number)
+        inputs, parameters, attributes = (take(*take(1)) for _ in range(3))
         nodes.append(Node(kind, inputs, parameters, attributes, where=kind.name.lower()))
     return tuple(nodes), output

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -49,6 +49,16 @@ def nearest(name: str, names: list[str]) -> str:
     matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
     return f"{hint} There are: {', '.join(names) if names else 'none'}."
+
+
+def check_choice(value: object, argument: str, choices: Sequence[str]) -> None:
+    """Refuse what is none of some names.
+
+    Raises:
+        ValueError: it names the argument, and the nearest of the names.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{argument} is {value!r}.{nearest(str(value), list(choices))}")
 
 
 class Registry(Generic[Base]):

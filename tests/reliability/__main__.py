@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+import innerloop._library  # noqa: F401 (defines the ops)
 from reliability import checkpoints, memory, repeats
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,6 @@ The training is that of dying_process.py: 6 steps with dropout, a validation aft
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import random
@@ -28,8 +27,6 @@ from innerloop.training import BEST, LATEST, METRICS
 Failures = list[str]
 
 OPERATIONS = 24  # on files, in one training
-
-logging.getLogger("innerloop").setLevel(logging.ERROR)  # it says that dropout takes the torch engine
 
 
 def kills(count: int, seed: int = 0) -> Failures:

@@ -416,7 +416,8 @@ def run(cases: int, seed: int, first: int = 0, progress: int | None = None) -> d
         call = changer.one_of(calls[case % 2])
         try:
             arguments = changer.changed(call.arguments)
-        except RuntimeError:  # no such tensor can be: its size is beyond 64 bits, it cannot be sparse, …
+        # No such argument can be: a size beyond 64 bits, a sparse tensor as an array, an entry of no list, …
+        except (RuntimeError, TypeError):
             arguments = dict(call.arguments)
         problem = outcome(call, arguments)
         (returned if problem is None else refused)[call.name] += 1

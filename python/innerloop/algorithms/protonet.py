@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from innerloop.contract import EmbeddingAlgorithm
 from innerloop.ops import prototype_logits
 from innerloop.ops.pairwise_distance import Metric
-from innerloop.registry import nearest
+from innerloop.registry import check_choice
 
 
 class ProtoNet(EmbeddingAlgorithm):
@@ -29,8 +29,7 @@ class ProtoNet(EmbeddingAlgorithm):
 
     def __init__(self, model: nn.Module, metric: Metric = "sqeuclidean", temperature: float = 1.0) -> None:
         super().__init__(model)
-        if metric not in get_args(Metric):
-            raise ValueError(f"metric is {metric!r}.{nearest(str(metric), list(get_args(Metric)))}")
+        check_choice(metric, "metric", get_args(Metric))
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}, expected a positive number")
         self.metric = metric

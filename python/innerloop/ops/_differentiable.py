@@ -22,6 +22,19 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Say what shapes and dtypes the outputs of ``torch.ops.innerloop.<name>`` have, for torch.compile and meta."""
+    arguments = getattr(torch.ops.innerloop, name).default._schema.arguments
+
+    def checked(*values: Any) -> Any:
+        for argument, value in zip(arguments, values, strict=True):
+            if value is None and str(argument.type) == "Tensor":  # torch hands None on
+                raise TypeError(f"{argument.name} is None, expected a tensor")
+        return fake(*values)
+
+    torch.library.register_fake(f"innerloop::{name}", checked)
+
+
 def differentiable(
     name: str,
     *,
@@ -47,7 +60,7 @@ def differentiable(
     op = getattr(torch.ops.innerloop, name).default
     qualified = f"innerloop::{name}"
     returns_list = str(op._schema.returns[0].type) == "List[Tensor]"
-    torch.library.register_fake(qualified, fake)
+    register_fake(name, fake)
     torch.library.register_autograd(
         qualified, backward, setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output)
     )

@@ -57,10 +57,14 @@ def check_positive(value: Any, name: str) -> None:
         raise ValueError(f"{name} is {value}, expected a positive number")
 
 
-def check_num_classes(num_classes: Any) -> None:
-    is_integer = isinstance(num_classes, (int, Integral, torch.SymInt))
+def check_integer(value: Any, name: str) -> None:
+    is_integer = isinstance(value, (int, Integral, torch.SymInt))
     if not is_integer:
-        raise TypeError(f"num_classes is of type {type(num_classes).__name__}, expected an integer")
+        raise TypeError(f"{name} is of type {type(value).__name__}, expected an integer")
+
+
+def check_num_classes(num_classes: Any) -> None:
+    check_integer(num_classes, "num_classes")
     if not 0 <= num_classes < 2**31:
         raise ValueError(f"num_classes is {num_classes}, expected 0 … 2³¹ − 1")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
-from innerloop.ops._differentiable import Arguments, transforms_active
-from innerloop.ops.checks import check_dims, check_float, check_like, check_number, check_positive, has_kernel
+from innerloop.ops._differentiable import Arguments, register_fake, transforms_active
+from innerloop.ops.checks import check_dims, check_float, check_integer, check_like, check_positive, has_kernel
 
 MOST_P = 700.0  # eᵖ is a float64
 
@@ -55,7 +55,7 @@ def coordinate_lstm(
     """
     _check(gradients, state, first, second, output, p)
     for name, number in (("averaged", averaged), ("tasks", tasks)):
-        check_number(number, name)
+        check_integer(number, name)
     if not 0 <= averaged <= state.shape[1]:
         raise ValueError(f"averaged is {averaged}, expected 0 … {state.shape[1]}, the hidden units")
     if tasks < 1 or gradients.shape[1] % tasks:
@@ -164,9 +164,9 @@ def _refuse(ctx: Any, *_: Any) -> NoReturn:
     )
 
 
-torch.library.register_fake("innerloop::coordinate_lstm", _fake)
+register_fake("coordinate_lstm", _fake)
 torch.library.register_autograd("innerloop::coordinate_lstm", _backward, setup_context=_setup)
-torch.library.register_fake("innerloop::coordinate_lstm_backward", _backward_fake)
+register_fake("coordinate_lstm_backward", _backward_fake)
 torch.library.register_autograd(
     "innerloop::coordinate_lstm_backward", _refuse, setup_context=lambda ctx, inputs, output: None
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from innerloop._library import raise_interrupt
+from innerloop.ops._differentiable import register_fake
 from innerloop.program import decoded_outputs, decoded_parameters
 from innerloop.tasks import TaskBatch
 
@@ -298,8 +299,8 @@ def _refusal(op: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-torch.library.register_fake("innerloop::maml", _fake)
+register_fake("maml", _fake)
 torch.library.register_autograd("innerloop::maml", _backward, setup_context=_setup_context)
 for _op, _fake_of_op in (("maml_adapt", _fake_adapted), ("hessian_vector_product", _fake_products)):
-    torch.library.register_fake(f"innerloop::{_op}", _fake_of_op)
+    register_fake(_op, _fake_of_op)
     torch.library.register_autograd(f"innerloop::{_op}", _refusal(_op), setup_context=lambda ctx, inputs, output: None)

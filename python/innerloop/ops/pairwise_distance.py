@@ -11,7 +11,7 @@ import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
 from innerloop.ops._differentiable import Arguments, differentiable
 from innerloop.ops.checks import check_kernel, check_positive, check_same_space, has_kernel
-from innerloop.registry import nearest
+from innerloop.registry import check_choice
 
 Metric = Literal["sqeuclidean", "euclidean", "cosine", "dot"]
 
@@ -39,8 +39,7 @@ def pairwise_distance(
     """
     check_same_space(queries, prototypes, "prototypes", "[T, N, D]")
     check_positive(temperature, "temperature")
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric is {metric!r}.{nearest(str(metric), list(get_args(Metric)))}")
+    check_choice(metric, "metric", get_args(Metric))
     if metric == "dot":
         return queries @ prototypes.mT / -temperature
     if metric == "cosine":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 import innerloop._library  # noqa: F401 (defines the ops)
 from innerloop import reference
-from innerloop.ops._differentiable import Arguments, differentiable, transforms_active
+from innerloop.ops._differentiable import Arguments, differentiable, register_fake, transforms_active
 from innerloop.ops.checks import (
     check_every_class,
     check_kernel,
@@ -20,6 +20,7 @@ from innerloop.ops.checks import (
 )
 from innerloop.ops.pairwise_distance import Metric, derivative, pairwise_distance, squared_distances_backward
 from innerloop.ops.prototypes import class_means, class_means_backward, prototypes
+from innerloop.registry import check_choice
 
 
 def prototype_logits(
@@ -50,6 +51,7 @@ def prototype_logits(
         TypeError, ValueError: as :func:`prototypes` and :func:`pairwise_distance` do.
     """
     check_same_space(queries, support, "support", "[T, S, D]")
+    check_choice(metric, "metric", get_args(Metric))
     if metric != "sqeuclidean":
         return -pairwise_distance(queries, prototypes(support, labels, num_classes, mask), metric, temperature)
     labels = _checked_support_labels(support, labels, num_classes, temperature, mask)
@@ -267,7 +269,7 @@ def _refuse(ctx: Any, *_: Any) -> None:
     raise RuntimeError("innerloop::prototype_logits_backward has no derivative of its own: call innerloop.ops")
 
 
-torch.library.register_fake("innerloop::prototype_logits_backward", _gradients_fake)
+register_fake("prototype_logits_backward", _gradients_fake)
 torch.library.register_autograd(
     "innerloop::prototype_logits_backward", _refuse, setup_context=lambda ctx, inputs, output: None
 )

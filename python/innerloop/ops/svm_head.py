@@ -14,6 +14,7 @@ from innerloop.ops._systems import combine_rows, inner_products
 from innerloop.ops.checks import (
     check_dims,
     check_float,
+    check_integer,
     check_kernel,
     check_number,
     check_positive,
@@ -121,7 +122,7 @@ def svm_solve(
     check_kernel("svm_solve", support, "support")
     for name, number in (("C", C), ("tolerance", tolerance), ("num_classes", num_classes)):
         check_positive(number, name)
-    check_number(max_iterations, "max_iterations")
+    check_integer(max_iterations, "max_iterations")
     check_number(diagonal, "diagonal")
     if not diagonal >= 0:
         raise ValueError(f"diagonal is {diagonal}, expected at least 0")
@@ -154,6 +155,7 @@ def _weights_of_support(
     """(weights [T, N, D], α [T, S, N], the KKT system's diagonal [T, S, N], Gram matrices [T, S, S], residuals [T],
     iterations [T])."""
     check_float(support, "support")
+    check_dims(support, "support", "[T, S, D]")
     ops = torch.ops.innerloop
     gram = ops.gram_matrix(support)
     gram.diagonal(dim1=1, dim2=2).add_(diagonal)
