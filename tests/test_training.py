@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +177,42 @@ def test_what_a_bad_task_left_in_buffers_is_taken_back() -> None:
     assert parameters(algorithm).isfinite().all()
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+@pytest.mark.parametrize("bad", [None, 0, 4], ids=["all good", "the first bad", "the last bad"])
+@pytest.mark.parametrize("name", ["maml", "meta_sgd", "maml_pp"])
+def test_a_batch_in_chunks_is_the_same_step(name: str, bad: int | None, chunk: int) -> None:
+    def trained(**settings: Any) -> tuple[innerloop.Algorithm, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)).double()
+        algorithm = innerloop.get(name)(model)
+        tasks = innerloop.data.get("glyphs").sample(5, ways=5, shots=1, queries=2, seed=0).to(torch.float64)
+        if bad is not None:
+            tasks.support_x[bad] = torch.inf
+        seen: list[innerloop.Result] = []
+        history = fit(
+            algorithm,
+            [tasks],
+            optimizer=torch.optim.SGD(algorithm.parameters(), lr=0.1),
+            settings=TrainingSettings(steps=2, nonfinite="skip", **settings),
+            progress=lambda _, result: seen.append(result),
+        )
+        return algorithm, (history.steps, seen)
+
+    (algorithm, (steps, seen)), (twin, (expected_steps, expected)) = trained(task_chunk=chunk), trained()
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(parameters(algorithm), parameters(twin), **close)
+    assert [record.get("skipped") for record in steps] == [record.get("skipped") for record in expected_steps]
+    for result, other in zip(seen, expected, strict=True):
+        torch.testing.assert_close(result.loss, other.loss, **close)
+        torch.testing.assert_close(result.task_losses, other.task_losses, **close, equal_nan=True)
+        torch.testing.assert_close(result.logits, other.logits, **close, equal_nan=True)
+        torch.testing.assert_close(result.accuracy, other.accuracy)
+    counters = [buffer for buffer in algorithm.buffers() if not buffer.is_floating_point()]
+    others = [buffer for buffer in twin.buffers() if not buffer.is_floating_point()]
+    assert all(torch.equal(*pair) for pair in zip(counters, others, strict=True))
+    assert all(buffer.isfinite().all() for buffer in algorithm.buffers())
+
+
 def test_without_any_good_task_training_stops() -> None:
     tasks = batch_with_a_bad_task(1)[[1, 1]]
     with pytest.raises(NonFiniteLossError, match="task 0 of the batch has the loss nan"):
@@ -223,6 +260,7 @@ def test_threads_are_set_while_training_and_put_back() -> None:
         ({"shots": -1}, "shots is -1"),
         ({"schedule": "linear"}, "schedule is 'linear', expected 'constant' or 'cosine'"),
         ({"seed": -1}, "seed is -1"),
+        ({"task_chunk": -1}, "task_chunk is -1"),
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore', expected 'stop' or 'skip'"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"clip": float("nan")}, "clip nan"),

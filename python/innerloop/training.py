@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from innerloop.atomic import write_atomically
 from innerloop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -47,6 +47,9 @@ class TrainingSettings:
         lr: learning rate of the outer optimizer, Adam.
         schedule: of the outer learning rate: constant, or a cosine down to zero.
         clip: largest norm of the meta-gradient; 0: unlimited.
+        task_chunk: tasks whose gradient is computed at once, which bounds memory where an autograd graph is kept; the
+            gradient is that of the batch, but BatchNorm of an embedding method in training normalises with a chunk.
+            0: all.
         nonfinite: what a task whose loss is NaN or infinite does: stop training, or be left out of its batch.
         seed: of the stream of training tasks.
         validate_every: steps between validations, and between checkpoints.
@@ -62,6 +65,7 @@ class TrainingSettings:
     lr: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 10.0
+    task_chunk: int = 0
     nonfinite: Literal["stop", "skip"] = "stop"
     seed: int = 0
     validate_every: int = 200
@@ -76,7 +80,7 @@ class TrainingSettings:
             raise ValueError(f"schedule is {self.schedule!r}, expected 'constant' or 'cosine'")
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"nonfinite is {self.nonfinite!r}, expected 'stop' or 'skip'")
-        for name in ("seed", "threads"):
+        for name in ("task_chunk", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if not self.lr > 0 or not self.clip >= 0:
@@ -346,15 +350,12 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         self.algorithm.train()
-        result, weight, whole, skipped = self._pass(step, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        if weight > 0:
-            result.loss.backward()
-        add_up_gradients(self.algorithm.parameters(), weight)
+        whole, skipped = self._gradient(step, batch)
         self._check_and_clip_gradient(step)
         self.optimizer.step()
         accuracy = None if whole.accuracy is None else float(whole.accuracy)
-        record: dict[str, Any] = {"step": step + 1, "loss": float(whole.loss.detach()), "accuracy": accuracy}
+        record: dict[str, Any] = {"step": step + 1, "loss": float(whole.loss), "accuracy": accuracy}
         if skipped:
             record["skipped"] = skipped
             log.warning("step %d: tasks %s of the batch have no finite loss and are left out", step, skipped)
@@ -362,34 +363,70 @@ class _Trainer:
         self._unwritten.append(record)
         return whole
 
-    def _pass(self, step: int, batch: _Share) -> tuple[Result, float, Result, list[int]]:
-        """(the result for this process's share, its weight, the result of the whole batch, tasks that are left out)."""
-        skipping = self.settings.nonfinite == "skip"
-        buffers = [buffer.clone() for buffer in self.algorithm.buffers()] if skipping else []
-        result = self.algorithm(batch.tasks)
-        whole = _of_whole_batch(result, batch)
+    def _gradient(self, step: int, batch: _Share) -> tuple[Result, list[int]]:
+        """Leave the gradient of the batch's mean loss in the parameters; (the batch's result, tasks left out)."""
+        results, counted = self._gradient_of_share(batch)
+        whole = _of_whole_batch(_joined(results), batch)
         finite = torch.isfinite(whole.task_losses)
-        if finite.all():
-            return result, batch.weight, whole, []
         skipped: list[int] = (~finite).nonzero().flatten().tolist()
-        own = [index for index, place in enumerate(batch.places) if finite[place]]
-        all_bad = add_up(torch.tensor(int(len(batch.places) > 0 and not own)))  # in some process
-        if not skipping or all_bad:
+        all_bad = add_up(torch.tensor(int(len(batch.places) > 0 and counted == 0)))  # in some process
+        if skipped and (self.settings.nonfinite == "stop" or all_bad):
             raise NonFiniteLossError(
                 f"step {step}: task {skipped[0]} of the batch has the loss {float(whole.task_losses[skipped[0]])}; "
                 "a smaller inner_lr or lr may help"
             )
-        if own and len(own) < len(batch.places):
-            for buffer, value in zip(self.algorithm.buffers(), buffers, strict=True):
-                buffer.copy_(value)  # without what the pass over the bad task left
-            result = self.algorithm(batch.tasks[own])
-        accuracies = whole.task_accuracies
-        rest = replace(
-            whole,
-            loss=whole.task_losses[finite].mean(),
-            task_accuracies=None if accuracies is None else accuracies[finite],
-        )
-        return result, len(own) / int(finite.sum()), rest, skipped
+        add_up_gradients(self.algorithm.parameters(), counted / int(finite.sum()))
+        if skipped:
+            accuracies = whole.task_accuracies
+            whole = replace(
+                whole,
+                loss=whole.task_losses[finite].mean(),
+                task_accuracies=None if accuracies is None else accuracies[finite],
+            )
+        return whole, skipped
+
+    def _gradient_of_share(self, batch: _Share) -> tuple[list[Result], int]:
+        """Leave the gradient of the mean over this process's tasks in the parameters, those without a finite loss left
+        out; (the results of its chunks, the number of tasks in that mean)."""
+        chunk = self.settings.task_chunk or len(batch.tasks)
+        starts = range(0, len(batch.tasks), chunk)
+        chunks = [batch.tasks[start : start + chunk] for start in starts] if len(starts) > 1 else [batch.tasks]
+        initial = self._buffers()
+        results: list[Result] = []
+        counted = 0
+        for tasks in chunks:
+            before = self._buffers()
+            self._put_back(initial)  # a step counts once, whatever its number of chunks
+            result = self.algorithm(tasks)
+            loss = result.loss
+            results.append(replace(result, loss=loss.detach()))  # without the graph
+            good = torch.isfinite(result.task_losses).nonzero().flatten().tolist()
+            if not good:
+                self._put_back(before)
+                continue
+            if len(good) < len(tasks) and self.settings.nonfinite == "skip":
+                self._put_back(initial)  # without what the pass over the bad task left
+                loss = self.algorithm(tasks[good]).loss
+            if batch.places:
+                self._add_gradient(loss, len(good), counted)
+                counted += len(good)
+        return results, counted
+
+    def _add_gradient(self, loss: Tensor, count: int, before: int) -> None:
+        """Make the gradients, so far of a mean over ``before`` tasks, those of the mean over them and the loss's."""
+        if before > 0:
+            for parameter in self.algorithm.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(before / (before + count))
+            loss = loss * (count / (before + count))
+        loss.backward()
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.algorithm.buffers()]
+
+    def _put_back(self, buffers: list[Tensor]) -> None:
+        for buffer, value in zip(self.algorithm.buffers(), buffers, strict=True):
+            buffer.copy_(value)
 
     def _check_and_clip_gradient(self, step: int) -> None:
         parameters = [parameter for parameter in self.algorithm.parameters() if parameter.grad is not None]
@@ -441,6 +478,21 @@ class _Trainer:
             write_atomically(self.output / METRICS, lines.encode())
 
 
+def _joined(results: list[Result]) -> Result:
+    """The result of a batch from those of its chunks."""
+    if len(results) == 1:
+        return results[0]
+    counts = [len(result.task_losses) for result in results]
+    accuracies = [result.task_accuracies for result in results if result.task_accuracies is not None]
+    return Result(
+        torch.stack([result.loss * count for result, count in zip(results, counts, strict=True)]).sum()
+        / sum(counts),
+        torch.cat([result.task_losses for result in results]),
+        torch.cat([result.logits for result in results]),
+        torch.cat(accuracies) if accuracies else None,
+    )
+
+
 def _of_whole_batch(result: Result, batch: _Share) -> Result:
     """The result with loss, task losses and accuracies of all processes' tasks."""
     if world_size() == 1:
@@ -451,7 +503,7 @@ def _of_whole_batch(result: Result, batch: _Share) -> Result:
     table[0, places] = result.task_losses[:count].double().cpu()
     if result.task_accuracies is not None:
         table[1, places] = result.task_accuracies[:count].double().cpu()
-    table[2, 0] = batch.weight * float(result.loss.detach()) if count else 0.0
+    table[2, 0] = batch.weight * float(result.loss) if count else 0.0
     losses, accuracies, (loss, *_) = add_up(table).to(result.loss).unbind()
     known = None if result.task_accuracies is None else accuracies
     return replace(result, loss=loss, task_losses=losses, task_accuracies=known)

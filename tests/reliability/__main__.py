@@ -139,6 +139,14 @@ def memory_of_tasks(long: bool) -> Row:
     return Row("memory of a batch, native engine", tried, failures)
 
 
+def memory_of_chunks(long: bool) -> Row:
+    chunk, many = 4, (256 if long else 32)
+    one, chunks, whole = memory.of_chunks(chunk, many)
+    failures = [f"{many} tasks in chunks need {chunks:.0f} MB, {chunk} need {one:.0f}"] if chunks > 2 * one + 8 else []
+    tried = f"{chunk} tasks: {one:.0f} MB, {many} by task_chunk={chunk}: {chunks:.0f} MB, at once: {whole:.0f} MB"
+    return Row("memory of a step, torch engine", tried, failures)
+
+
 CHECKS: dict[str, Callable[[bool], Row]] = {
     "kills": killed,
     "disk": full_disk,
@@ -148,6 +156,7 @@ CHECKS: dict[str, Callable[[bool], Row]] = {
     "determinism": determinism,
     "memory": memory_in_training,
     "tasks": memory_of_tasks,
+    "chunks": memory_of_chunks,
 }
 
 

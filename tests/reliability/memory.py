@@ -62,3 +62,22 @@ def growth_with_tasks(few: int, many: int) -> tuple[float, float, float]:
         gradient(part, len(part) / many)
     parts = collected()
     return small, large, float((whole - parts).norm() / whole.norm())
+
+
+def of_chunks(chunk: int, many: int) -> tuple[float, float, float]:
+    """(megabytes that a training step on a chunk of tasks, on many in such chunks, and on many at once needs), by the
+    torch engine in float32, one thread."""
+    torch.manual_seed(0)
+    data = innerloop.data.get("glyphs").split("train")
+    model = innerloop.models.build("conv4")((1, 28, 28), 5, filters=16)
+    algorithm = innerloop.get("maml")(model, inner_lr=0.1, engine="torch")
+
+    def needed(tasks: int, task_chunk: int) -> float:
+        settings = TrainingSettings(steps=1, meta_batch_size=tasks, queries=1, task_chunk=task_chunk, threads=1)
+        forget_peak()
+        before = resident_megabytes()
+        fit(algorithm, data, settings=settings)
+        return peak_megabytes() - before
+
+    needed(1, 0)  # what is allocated once
+    return needed(chunk, 0), needed(many, chunk), needed(many, 0)
