@@ -485,8 +485,7 @@ def _joined(results: list[Result]) -> Result:
     counts = [len(result.task_losses) for result in results]
     accuracies = [result.task_accuracies for result in results if result.task_accuracies is not None]
     return Result(
-        torch.stack([result.loss * count for result, count in zip(results, counts, strict=True)]).sum()
-        / sum(counts),
+        torch.stack([result.loss * count for result, count in zip(results, counts, strict=True)]).sum() / sum(counts),
         torch.cat([result.task_losses for result in results]),
         torch.cat([result.logits for result in results]),
         torch.cat(accuracies) if accuracies else None,
