@@ -21,6 +21,7 @@ import torch
 import innerloop._library  # noqa: F401 (defines the ops)
 
 ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
 PLACE = ROOT / "build" / "emulation"
 NAMESPACE = "innerloop_emulated"
 
@@ -43,15 +44,22 @@ def compile_program(source: Path, flavour: str, *definitions: str) -> Path:
     return _made(program, lambda to: _run([*command, "-o", str(to)]))
 
 
-def build(flavour: str = "plain", sources: tuple[Path, ...] | None = None) -> Path:
-    """The library of the CUDA sources, all of them by default. Files that have not changed are not compiled again."""
-    name = "library" if sources is None else "_".join(source.stem for source in sources)
-    sources = sources or tuple(sorted([*(ROOT / "csrc/cuda").rglob("*.cu"), *(ROOT / "csrc/program").glob("*.cpp")]))
+def build(flavour: str = "plain") -> Path:
+    """The library of all CUDA sources. Files that have not changed are not compiled again."""
+    sources = sorted([*(CSRC / "cuda").rglob("*.cu"), *(CSRC / "program").glob("*.cpp")])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(partial(_compiled, flavour), sources))
-    command = [*compiler(), *_flags(flavour), "-shared", *map(str, objects), *_libtorch(), "-pthread"]
-    library = _place(flavour, f"{name}.so", command, objects)
+    command = _link(flavour, objects)
+    library = _place(flavour, "library.so", command, objects)
     return _made(library, lambda to: _run([*command, "-o", str(to)]))
+
+
+def build_changed(flavour: str, csrc: Path, source: str) -> Path:
+    """The library of one source of a changed copy of csrc/, beside which it is put."""
+    compiled, library = csrc.with_name("changed.o"), csrc.with_name("changed.so")
+    _run([*_compile(flavour, csrc / source, csrc), "-o", str(compiled)])
+    _run([*_link(flavour, [compiled]), "-o", str(library)])
+    return library
 
 
 def load(library: Path) -> dict[str, Callable[..., Any]]:
@@ -106,31 +114,42 @@ def failing_launches(name: str, call: Callable[[], object]) -> int:
     raise AssertionError("launches without end")
 
 
-def _flags(flavour: str) -> list[str]:
+def _flags(flavour: str, csrc: Path = CSRC) -> list[str]:
     return [
         *("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
         *FLAGS[flavour],
-        *("-I", str(ROOT / "tests" / "emulation"), "-I", str(ROOT / "csrc")),
+        *("-I", str(ROOT / "tests" / "emulation"), "-I", str(csrc)),
     ]
+
+
+def _compile(flavour: str, source: Path, csrc: Path = CSRC) -> list[str]:
+    torch_include = str(Path(torch.__file__).parent / "include")
+    return [
+        *(
+            *compiler(),
+            *_flags(flavour, csrc),
+            "-isystem",
+            torch_include,
+            "-DTORCH_TARGET_VERSION=0x020d000000000000ULL",
+        ),
+        *("-c", "-x", "c++", str(source)),
+    ]
+
+
+def _link(flavour: str, objects: list[Path]) -> list[str]:
+    libtorch = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return [*compiler(), *_flags(flavour), "-shared", *map(str, objects), str(libtorch), "-pthread"]
 
 
 def _compiled(flavour: str, source: Path) -> Path:
-    torch_include = str(Path(torch.__file__).parent / "include")
-    command = [
-        *(*compiler(), *_flags(flavour), "-isystem", torch_include, "-DTORCH_TARGET_VERSION=0x020d000000000000ULL"),
-        *("-c", "-x", "c++", str(source)),
-    ]
+    command = _compile(flavour, source)
     return _made(_place(flavour, source.stem, command, [source]), lambda to: _run([*command, "-o", str(to)]))
-
-
-def _libtorch() -> list[str]:
-    return [str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")]
 
 
 @cache
 def _headers() -> bytes:
     """What every source may include."""
-    found = sorted([*(ROOT / "csrc").rglob("*.h"), *(ROOT / "tests" / "emulation").glob("*.h")])
+    found = sorted([*CSRC.rglob("*.h"), *(ROOT / "tests" / "emulation").glob("*.h")])
     return b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found) + torch.__version__.encode()
 
 

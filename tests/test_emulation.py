@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,29 @@ def test_every_op_under_sanitizers(flavour: str) -> None:
     done = run_under_sanitizer(flavour, emulated.build(flavour))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == f"{len(emulated.operators())} ops\n"
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize(
+    ("flavour", "right", "wrong", "report"),
+    [
+        ("tsan", "__syncthreads();\n      A sum = 0;", "A sum = 0;", "ThreadSanitizer: data race"),
+        ("asan", "i < rows.count &&", "i <= rows.count &&", "AddressSanitizer: heap-buffer-overflow"),
+    ],
+    ids=["a missing barrier", "an index out of bounds"],
+)
+def test_a_fault_planted_in_a_kernel_is_caught(
+    flavour: str, right: str, wrong: str, report: str, tmp_path: Path
+) -> None:
+    csrc = shutil.copytree(emulated.CSRC, tmp_path / "csrc")
+    kernel = csrc / "cuda" / "pair_sums.h"
+    text = kernel.read_text()
+    assert text.count(right) == 1
+    kernel.write_text(text.replace(right, wrong))
+    done = run_under_sanitizer(flavour, emulated.build_changed(flavour, csrc, "cuda/squared_distances.cu"))
+    assert done.returncode != 0
+    assert report in done.stderr
+    assert "pair_sums.h" in done.stderr
 
 
 def run_under_sanitizer(
