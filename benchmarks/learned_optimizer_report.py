@@ -63,7 +63,11 @@ the LSTM. They are not used below.
 def main() -> None:
     results = json.loads(RESULTS.read_text())
     draw(results["problems"])
-    PAGE.write_text("\n".join([TEXT, *figure_section(results), *speed_section(results)]))
+    PAGE.write_text(document(results))
+
+
+def document(results: dict[str, Any]) -> str:
+    return "\n".join([TEXT, *figure_section(results), *speed_section(results)])
 
 
 def draw(problems: dict[str, Any]) -> None:

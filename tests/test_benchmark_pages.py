@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accuracy_report  # noqa: E402
+import gradient_family  # noqa: E402
+import learned_optimizer_report  # noqa: E402
 import pictures  # noqa: E402
 import report  # noqa: E402
+from innerloop.bench.rivals import OURS  # noqa: E402
 
-PAGES = dict(report.documents())
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((report.RESULTS / name).read_text())
+
+
+def joined(lines: Iterable[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    **dict(report.documents()),
+    "algorithms.md": joined(accuracy_report.document(results("accuracy.json"))),
+    "gradient-family.md": joined(gradient_family.document(results("gradient_family.json"))),
+    "learned-optimizer.md": learned_optimizer_report.document(results("learned-optimizer.json")),
+}
 PICTURES = dict(report.all_pictures())
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_what_the_results_give(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == PAGES[name], "run .venv/bin/python benchmarks/report.py"
+    assert (ROOT / "docs" / name).read_text() == PAGES[name], "run the script that the page names"
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -42,3 +63,29 @@ def test_readme_has_the_table_and_the_picture() -> None:
     table = "\n".join(report.readme_table(report.PAGES[0].read()))
     assert table in (ROOT / "README.md").read_text(), "take it from .venv/bin/python benchmarks/report.py --readme"
     assert f"](docs/{report.file_of(report.PAGES[0], report.README)})" in (ROOT / "README.md").read_text()
+
+
+def test_memory_is_quoted_as_it_was_measured() -> None:
+    """On the pages that are written by hand."""
+    races = report.PAGES[0].read()["races"]
+
+    def memory(workload: str, rival: str) -> float:
+        return races[workload]["rows"][rival]["peak_megabytes"]
+
+    def a_step(rival: str) -> float:
+        return (memory("glyphs-steps100", rival) - memory("glyphs-steps50", rival)) / 50
+
+    of_50 = {rival: f"{memory('glyphs-steps50', rival):,.0f}" for rival in races["glyphs-steps50"]["rows"]}
+    of_mini = {rival: f"{memory('miniimagenet-k5', rival):,.0f}" for rival in races["miniimagenet-k5"]["rows"]}
+    loops = [of_mini[rival] for rival in ("loop", "learn2learn", "higher")]  # of four digits each
+    questions = " ".join((ROOT / "docs" / "faq.md").read_text().split())
+    for words in (
+        f"{of_50[OURS]} MB, where learn2learn's loop takes {of_50['learn2learn']} and `vmap` {of_50['vmap-exact']}",
+        f"{of_mini[OURS]} MB, where a torch loop, learn2learn and higher take {min(loops)} to {max(loops)}",
+        f"({of_50['innerloop-torch']} and {of_mini['innerloop-torch']} MB there)",
+    ):
+        assert words in questions
+    assert (
+        f"adds {a_step(OURS):.2g} MB with the native engine, {a_step('learn2learn'):.2g} with learn2learn, "
+        f"{a_step('innerloop-torch'):.2g} with the torch engine and {a_step('vmap-exact'):.2g} with vmap"
+    ) in " ".join((ROOT / "docs" / "reliability.md").read_text().split())
