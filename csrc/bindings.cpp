@@ -41,6 +41,7 @@ void check_classes(std::span<const int64_t> starts, std::span<const int64_t> cla
     }
   }
   const int64_t available = static_cast<int64_t>(classes.size());
+  if (available == 0) refuse("classes is empty: there is nothing to draw " + std::to_string(shape.ways) + " ways from");
   if (shape.ways < 1 || shape.ways > available) {
     refuse("ways is " + std::to_string(shape.ways) + ", expected 1 … " + std::to_string(available) +
            ", the number of classes");

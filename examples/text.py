@@ -33,7 +33,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 import innerloop
-from innerloop.data.class_dataset import ClassDataset
+from innerloop.data import ClassDataset
 from innerloop.training import TrainingSettings
 
 VALUES = {

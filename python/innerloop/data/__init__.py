@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from innerloop.contract import Dataset
+from innerloop.data.class_dataset import ClassDataset
 from innerloop.registry import datasets
 
-__all__ = ["available", "get", "register"]
+__all__ = ["ClassDataset", "available", "get", "register"]
 
 available = datasets.available
 register = datasets.register
