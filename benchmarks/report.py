@@ -115,7 +115,8 @@ optimizer. "Whole step" is `maml_loss(...)` and `.backward()`, "the op" the nati
 _OVERVIEW = """\
 ×: the rival's time over innerloop's whole step. GFLOP: what the products and convolutions that the recurrence needs
 come to (a multiply-add counts two). Of mm, of peak: that over the op's time, as a share of what one core reaches in
-torch.mm and in multiply-adds alone; above 100% is the saving of Winograd's algorithm and of low-rank updates."""
+torch.mm and in multiply-adds alone; above 100% is the saving of Winograd's algorithm and of low-rank updates. Where the
+head alone is adapted (ANIL) they are not counted."""
 
 _EVERY_RIVAL = """\
 Wall: the median by wall clock, longer than the CPU time where other processes had the core; – where it was not
@@ -143,7 +144,7 @@ _TWO_THREADS = """\
 Wall clock, one thread and two in turns; ratio: two threads' time over one's, so that 0.5 is perfect. Memory: growth
 with two threads."""
 
-_RESNET = "MetaOptNet's ResNet-12, one task, 5-way 5-shot with one query a class, against the torch engine."
+_RESNET = "MetaOptNet's ResNet-12, 5-way 5-shot with one query a class, against the torch engine."
 
 
 # --- heads --------------------------------------------------------------------------------------
