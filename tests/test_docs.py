@@ -46,6 +46,18 @@ def test_the_readme_runs() -> None:
     run(block.replace("range(1000)", "range(2)"), "README.md", {})
 
 
+@pytest.mark.filterwarnings("default")  # Lightning's, of data loaders without workers and of what it deprecates itself
+def test_the_page_on_lightning_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One epoch of two batches."""
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks("lightning.md")
+    for size, small in (("batches=500", "batches=2"), ("batches=10", "batches=1"), ("max_epochs=6", "max_epochs=1")):
+        assert size in block
+        block = block.replace(size, small)
+    run(block, "lightning.md", {})
+
+
 @pytest.mark.parametrize(("page", "peer"), [("learn2learn.md", "learn2learn"), ("higher.md", "higher")])
 def test_before_and_after_are_the_same(page: str, peer: str) -> None:
     if not (ROOT / ".cache" / "peers" / peer / peer).is_dir():

@@ -270,9 +270,9 @@ def summary(workload: AnyWorkload, rivals: Mapping[str, Rival], rows: Rows) -> s
         if "failed" in row:
             lines.append(f"  {rivals[rival].title:40} {row['failed']}")
             continue
-        time, ratio = row["milliseconds"], row.get("ratio", {}).get("median", math.nan)
+        time, ratio = row["milliseconds"], f"×{row['ratio']['median']:.2f}" if "ratio" in row else ""
         lines.append(
             f"  {rivals[rival].title:40} {time['median']:10.3f} ms ({time['min']:.3f}–{time['max']:.3f})"
-            f"  ×{ratio:.2f}  first {row['first_seconds']:.2f} s  {row['peak_megabytes']:.0f} MB"
+            f"  {ratio:8}  first {row['first_seconds']:.2f} s  {row['peak_megabytes']:.0f} MB"
         )
     return "\n".join(lines)
