@@ -45,7 +45,8 @@ struct LaneDirection {
 // One set of N samples through the layers. By layer: arrays [outputs][N][L].
 template <class T>
 struct LanePass {
-  int64_t samples = 0;
+  int64_t samples = 0;               // N
+  bool spread = false;               // over lanes: LaneTasks says what it means
   const T* x = nullptr;
   std::vector<T*> y, dz;             // outputs, and the gradients at z
   std::vector<T*> slope, curvature;  // of smooth layers: f′(z), and f″(z) ⊙ dy; in a tangent the slope holds ż
@@ -103,11 +104,11 @@ class LaneChain {
 
   // The mean loss over each task's valid samples, and into dz of the top layer its gradient times scale.
   Lane loss(Pass& pass, const LaneSamples<T>& samples, T scale, bool value_wanted, bool gradient_wanted) const {
-    const Lane value = loss_of(pass).value(pass.y.back(), samples.targets, samples.weights, scale, value_wanted,
+    Lane value = loss_of(pass).value(pass.y.back(), samples.targets, samples.weights, scale, value_wanted,
                                            pass.probabilities, gradient_wanted ? pass.dz.back() : nullptr);
     if (gradient_wanted) through_top(pass, pass.dz.back());
     if (gradient_wanted) to_z(pass, chain_.size() - 1);
-    return value;
+    return pass.spread ? sum_everywhere<T, L>(value) : value;
   }
 
   // Gradients at z of layers top … bottom from dz of the top one.
@@ -133,29 +134,31 @@ class LaneChain {
   }
 
   // Calls update(element, gradient) for every element of a parameter of layer l: of the weight Σₙ δ₁x₁ᵀ + δ₂x₂ᵀ, of the
-  // bias Σₙ δ₁.
+  // bias Σₙ δ₁, n over the samples of this pass.
   template <class Update>
-  void for_gradient(int p, int64_t N, const GradientSource<T>& one, const GradientSource<T>& two,
+  void for_gradient(int p, const Pass& pass, const GradientSource<T>& one, const GradientSource<T>& two,
                     const Update update) const {
     const ChainLayer& layer = chain_[shared_.layer_of(p)];
+    const int64_t N = pass.samples;
+    const auto of_task = [spread = pass.spread](Lane sum) { return spread ? sum_everywhere<T, L>(sum) : sum; };
     if (p == layer.weight) {
       const int64_t inputs = layer.inputs;
       lane_products<T, L, false>(
           layer.outputs, inputs, outer(N, one), outer(N, two), [](int64_t) { return Lane{}; },
-          [=](int64_t o, int64_t i, Lane g) { update(o * inputs + i, g); });
+          [=](int64_t o, int64_t i, Lane g) { update(o * inputs + i, of_task(g)); });
       return;
     }
     for (int64_t o = 0; o < layer.outputs; ++o) {
       Lane sum{};
       for (int64_t n = 0; n < N; ++n) sum += load_lanes<T, L>(one.dz + (o * N + n) * L);
-      update(o, sum);
+      update(o, of_task(sum));
     }
   }
 
   template <class Update>
   void for_gradient(int p, const Pass& pass, const Update update) const {
     const size_t l = shared_.layer_of(p);
-    for_gradient(p, pass.samples, {pass.dz[l], pass.input(l)}, {}, update);
+    for_gradient(p, pass, {pass.dz[l], pass.input(l)}, {}, update);
   }
 
   // v += scale · the gradients of what is tracked in layers begin … end − 1.
@@ -217,7 +220,7 @@ class LaneChain {
     const GradientSource<T> one{tangent.dz[l], pass.input(l)};
     const GradientSource<T> two{pass.dz[l], l > fixed_layers_ ? tangent.y[l - 1] : nullptr};
     for_tracked(l, l + 1,
-                [&](int p) { for_gradient(p, pass.samples, one, two, AddScaled{v + shared_.offset(p) * L, scale}); });
+                [&](int p) { for_gradient(p, pass, one, two, AddScaled{v + shared_.offset(p) * L, scale}); });
   }
 
  private:

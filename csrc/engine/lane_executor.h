@@ -38,9 +38,8 @@ class LaneExecutor {
     allocate(arena);
   }
 
-  // Tasks first … first + count − 1, count ≤ L.
-  void run(int64_t first, int64_t count) {
-    tasks_ = {first, count};
+  void run(const LaneTasks<T>& tasks) {
+    tasks_ = tasks;
     start();
     run_request(*this, request_);
     write_own_results();
@@ -49,12 +48,13 @@ class LaneExecutor {
   // Adds what the last run found to the sums over tasks, lane by lane.
   void add_shared() const {
     if (!backward_) return;
+    const T share = tasks_.spread ? T(1) / L : T(1);  // of a lane in what is found, or in one number of all of them
     for (const int p : shared_.results) {
       if (argument(p).per_task) continue;
-      add_lanes(v_ + offset(p), shared_.size(p), shared_.total.data() + offset(p));
+      add_lanes(v_ + offset(p), shared_.size(p), share, shared_.total.data() + offset(p));
     }
     for (const int p : shared_.learned_rates) {
-      add_lanes(at(rate_gradients_, p), shared_.rate_size(p), at(shared_.rate_totals, p).data());
+      add_lanes(at(rate_gradients_, p), shared_.rate_size(p), share, at(shared_.rate_totals, p).data());
     }
   }
 
@@ -88,12 +88,13 @@ class LaneExecutor {
   void add_support_loss(T u) { task_loss_ += u * support_loss_; }
 
   void query_pass(int64_t k, T weight, bool backward_too) {
-    if (query_.count == 0) return;
+    if (query_.rows == 0) return;
     chain_.forward(query_pass_, theta(k), fixed_layers_, layers_);
     const Lane loss = chain_.loss(query_pass_, query_, weight, true, backward_too);
     if (weight != 0) task_loss_ += weight * loss;
     if (k == request_.steps && request_.logits) {
-      query_.store_outputs(tasks_, query_pass_.y.back(), shared_.chain.back().outputs, request_.logits);
+      const int64_t outputs = shared_.chain.back().outputs;
+      query_.store_outputs(tasks_, query_pass_.y.back(), request_.query.count, outputs, request_.logits);
     }
     if (!backward_too) return;
     chain_.backward(query_pass_, theta(k), layers_ - 1, fixed_layers_);
@@ -222,7 +223,7 @@ class LaneExecutor {
     };
     const auto make_fixed = [&](const LaneSamples<T>& samples) {
       Pass pass(layers_);
-      pass.samples = samples.count;
+      pass.samples = samples.rows;
       pass.x = samples.x;
       add_layers(pass, 0, fixed_layers_, false);
       return pass;
@@ -275,6 +276,15 @@ class LaneExecutor {
     const int64_t inputs = shared_.chain.front().inputs, outputs = shared_.chain.back().outputs;
     support_.load(tasks_, request_.support, inputs, outputs, request_.label_smoothing);
     query_.load(tasks_, request_.query, inputs, outputs, request_.label_smoothing);
+    const auto set_up = [&](Pass& pass, const LaneSamples<T>& samples) {
+      pass.samples = samples.rows;
+      pass.spread = tasks_.spread;
+    };
+    for (Pass& pass : supports_) set_up(pass, support_);
+    set_up(fixed_support_, support_);
+    set_up(tangent_, support_);
+    set_up(fixed_query_, query_);
+    set_up(query_pass_, query_);
     for (Pass* pass : {&fixed_support_, &fixed_query_}) {
       chain_.forward(*pass, theta(0), 0, fixed_layers_);
       if (!crosses_boundary()) continue;
@@ -306,10 +316,10 @@ class LaneExecutor {
     }
   }
 
-  static void add_lanes(const T* from, int64_t size, T* total) {
+  static void add_lanes(const T* from, int64_t size, T share, T* total) {
     for (int64_t e = 0; e < size; ++e) {
       T* to = total + e * L;
-      store_lanes<T, L>(to, load_lanes<T, L>(to) + load_lanes<T, L>(from + e * L));
+      store_lanes<T, L>(to, load_lanes<T, L>(to) + share * load_lanes<T, L>(from + e * L));
     }
   }
 

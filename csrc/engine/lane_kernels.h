@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "kernels/simd.h"
 
@@ -53,6 +54,12 @@ inline void store_lanes(T* to, Lanes<T, L> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+// In every lane what is in the one whose number differs in one bit.
+template <int bit, class V, int... I>
+inline V lanes_apart(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I ^ bit)...);
+}
+
 // The sum over the lanes, by halves.
 template <class T, int L>
 inline T sum_lanes(Lanes<T, L> v) {
@@ -63,6 +70,16 @@ inline T sum_lanes(Lanes<T, L> v) {
     std::memcpy(&low, &v, sizeof(low));
     std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
     return sum_lanes<T, L / 2>(low + high);
+  }
+}
+
+// The sum over the lanes, in every lane.
+template <class T, int L, int distance = L / 2>
+inline Lanes<T, L> sum_everywhere(Lanes<T, L> v) {
+  if constexpr (distance == 0) {
+    return v;
+  } else {
+    return sum_everywhere<T, L, distance / 2>(v + lanes_apart<distance>(v, std::make_integer_sequence<int, L>()));
   }
 }
 

@@ -5,12 +5,37 @@
 namespace innerloop::INNERLOOP_ISA {
 namespace {
 
+// Of the tasks beyond the last full vector: whether each is spread over the lanes by itself. Else they share a vector,
+// which costs as much as a full one.
+template <class T>
+bool spreads_rest(const Request<T>& request) {
+  // In rows of samples; of a spread task, the sums over lanes for its gradients are worth about so many.
+  constexpr int64_t sums = 3;
+  const auto rows = [](int64_t samples) { return LaneTasks<T>{.spread = true}.rows(samples); };
+  const int64_t S = request.support.count, Q = request.query.count;
+  return request.tasks % lane_count<T> * (rows(S) + rows(Q) + sums) <= S + Q;
+}
+
+template <class T>
+int64_t chunks_of(const Request<T>& request) {
+  const int64_t full = request.tasks / lane_count<T>, rest = request.tasks % lane_count<T>;
+  return full + (spreads_rest(request) ? rest : rest > 0);
+}
+
+template <class T>
+LaneTasks<T> tasks_of_chunk(const Request<T>& request, int64_t chunk) {
+  constexpr int64_t width = lane_count<T>;
+  const int64_t full = request.tasks / width;
+  if (chunk >= full && spreads_rest(request)) return {full * width + chunk - full, 1, true};
+  return {chunk * width, std::min(request.tasks - chunk * width, width), false};
+}
+
 template <class T>
 class LanesEngine final : public Engine<T> {
  public:
   explicit LanesEngine(const Request<T>& request) : shared_(request) {}
 
-  int64_t chunks() const override { return (shared_.request.tasks + width - 1) / width; }
+  int64_t chunks() const override { return chunks_of(shared_.request); }
   std::unique_ptr<Worker> make_worker() override;
 
   void finish() override {
@@ -36,6 +61,10 @@ class LanesEngine final : public Engine<T> {
       if (l < shared_.fixed_layers) text += " (not adapted: once a task)";
       text += "\n";
     }
+    const int64_t rest = shared_.request.tasks % width;
+    if (rest > 0 && spreads_rest(shared_.request)) {
+      text += "the last " + std::to_string(rest) + " of the tasks: one at a time, their samples in the lanes\n";
+    }
     return text;
   }
 
@@ -54,17 +83,14 @@ class LanesEngine final : public Engine<T> {
 template <class T>
 class LanesWorker final : public Worker {
  public:
-  explicit LanesWorker(LanesShared<T>& shared) : tasks_(shared.request.tasks), executor_(shared, arena_) {}
+  explicit LanesWorker(LanesShared<T>& shared) : request_(shared.request), executor_(shared, arena_) {}
 
-  void run(int64_t chunk) override {
-    const int64_t first = chunk * lane_count<T>;
-    executor_.run(first, std::min<int64_t>(tasks_ - first, lane_count<T>));
-  }
+  void run(int64_t chunk) override { executor_.run(tasks_of_chunk(request_, chunk)); }
 
   void add_shared() override { executor_.add_shared(); }
 
  private:
-  const int64_t tasks_;
+  const Request<T>& request_;
   Arena arena_;
   LaneExecutor<T> executor_;
 };
@@ -82,15 +108,9 @@ bool lanes_apply(const Request<T>& request) {
 }
 
 template <class T>
-int64_t tasks_for_lanes(const Request<T>& request) {
-  constexpr int64_t widest_paying = 100, least_tasks = 3 * lane_count<T> / 4;
-  for (const Shape& value : request.program->values) {
-    if (value.size() > widest_paying) return 0;
-  }
-  if (request.tasks < least_tasks) return 0;
-  // A vector with a task or two costs as much as a full one.
-  const int64_t rest = request.tasks % lane_count<T>;
-  return 4 * rest <= lane_count<T> ? request.tasks - rest : request.tasks;
+bool lanes_pay(const Request<T>& request) {
+  constexpr int64_t widest_paying = 100;
+  return std::ranges::all_of(request.program->values, [](const Shape& v) { return v.size() <= widest_paying; });
 }
 
 template <class T>
@@ -100,8 +120,8 @@ std::unique_ptr<Engine<T>> make_lanes_engine(const Request<T>& request) {
 
 template bool lanes_apply(const Request<float>&);
 template bool lanes_apply(const Request<double>&);
-template int64_t tasks_for_lanes(const Request<float>&);
-template int64_t tasks_for_lanes(const Request<double>&);
+template bool lanes_pay(const Request<float>&);
+template bool lanes_pay(const Request<double>&);
 template std::unique_ptr<Engine<float>> make_lanes_engine(const Request<float>&);
 template std::unique_ptr<Engine<double>> make_lanes_engine(const Request<double>&);
 

@@ -12,9 +12,9 @@ namespace innerloop::INNERLOOP_ISA {
 template <class T>
 bool lanes_apply(const Request<T>& request);
 
-// How many of the tasks are expected to be faster in lanes than one at a time: the first ones.
+// Whether the tasks are expected to be faster in lanes than one at a time.
 template <class T>
-int64_t tasks_for_lanes(const Request<T>& request);
+bool lanes_pay(const Request<T>& request);
 
 template <class T>
 std::unique_ptr<Engine<T>> make_lanes_engine(const Request<T>& request);
