@@ -24,6 +24,7 @@ from innerloop.registry import check_choice
 from innerloop.tasks import TaskBatch
 
 Engine = Literal["auto", "native", "torch"]
+_ENGINES = get_args(Engine)
 
 # An autograd loop over tasks is nothing that torch.compile should unroll: in a compiled step it runs as it is.
 _by_torch = torch.compiler.disable(torch_engine.meta_result)
@@ -33,7 +34,7 @@ log = logging.getLogger("innerloop")
 
 def check_engine(engine: Engine) -> Engine:
     """Refuse a name that is no engine."""
-    check_choice(engine, "engine", get_args(Engine))
+    check_choice(engine, "engine", _ENGINES)
     return engine
 
 
@@ -241,7 +242,7 @@ def inner_loop(model: nn.Module, network: Lowered | None = None, **options: Any)
     parameters = kept.parameters()
     states = [(parameter.requires_grad, parameter.dtype, parameter.device) for parameter in parameters]
     try:
-        key = (*options.items(), recognised(options["loss"]), torch.is_inference_mode_enabled(), *states)
+        key = (*options, *options.values(), recognised(options["loss"]), torch.is_inference_mode_enabled(), *states)
         found: InnerLoop | None = kept.memory.get(key)
     except TypeError:  # unhashable: a list of step weights or of names
         return InnerLoop.create(model, **options)
@@ -250,11 +251,29 @@ def inner_loop(model: nn.Module, network: Lowered | None = None, **options: Any)
         if len(kept.memory) >= 128:  # a schedule that changes α at every step does not fill the memory
             kept.memory.clear()
         kept.memory[key] = found
-        kept.memory[id(found)] = (
-            found,
-            _settings(kept.names, kept.code, parameters, found),
-        )  # with found: nothing else gets its id
+        rates, settings = _settings(kept.names, kept.code, parameters, found)
+        kept.memory[id(found)] = _Kept(found, rates, settings, set())
     return found
+
+
+class _Kept(NamedTuple):
+    """What is kept about an inner loop that :func:`inner_loop` made.
+
+    Attributes:
+        inner: itself, so that nothing else gets its id. rates, settings: of the native op, for the model's parameters.
+        kinds: of tasks that the native engine was found to compute; see _kind().
+    """
+
+    inner: InnerLoop
+    rates: list[Tensor]
+    settings: native.Settings
+    kinds: set[Any]
+
+
+def _kind(tasks: TaskBatch) -> tuple[Any, ...]:
+    """What of tasks decides whether the native engine computes them, but for what may change from call to call."""
+    x, y = tasks.support_x, tasks.support_y
+    return x.dtype, x.device, x.shape[2:], y.dtype, y.shape[2:], tasks._ways
 
 
 def _own(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
@@ -280,6 +299,12 @@ def _native_call(
     Raises:
         ValueError: engine is "native" and it cannot be.
     """
+    kept: _Kept | None = None
+    if parameters is None and not torch.compiler.is_compiling():
+        known = known or lowered(model)
+        kept = known.memory.get(id(inner))
+        if kept and (engine, all_ways, *_kind(tasks)) in kept.kinds and _why_not_now(tasks) is None:
+            return known.parameters(), kept.rates, known.buffers(), tasks, kept.settings
     network = _network(model, tasks, known)
     if parameters is not None:
         torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
@@ -292,8 +317,11 @@ def _native_call(
     if reason is not None:
         _tell(model, reason)
         return None
-    kept = network.memory.get(id(inner))
-    rates, settings = _settings(network.names, network.code, network.parameters, inner) if kept is None else kept[1]
+    if kept is None:
+        rates, settings = _settings(network.names, network.code, network.parameters, inner)
+    else:
+        rates, settings = kept.rates, kept.settings
+        kept.kinds.add((engine, all_ways, *_kind(tasks)))
     return list(network.parameters), rates, list(network.buffers), tasks, settings
 
 
@@ -399,10 +427,6 @@ def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop, all_w
     for parameter in network.parameters:
         if parameter.dtype != x.dtype or parameter.device != x.device:
             return f"a parameter is {parameter.dtype} on {parameter.device}, and tasks are {x.dtype} on {x.device}"
-    if torch.is_grad_enabled() and (
-        x.requires_grad or tasks.query_x.requires_grad or tasks.support_y.requires_grad or tasks.query_y.requires_grad
-    ):
-        return "tasks require grad, and it has gradients of parameters and inner_lr only"
     if inner.optimizer != "sgd":
         return f"inner_optimizer is {inner.optimizer!r}, and its steps are those of plain gradient descent, 'sgd'"
     kind, _ = recognised(inner.loss)
@@ -421,6 +445,16 @@ def _why_not_native(network: _Network, tasks: TaskBatch, inner: InnerLoop, all_w
         return "bn is 'running', but the model has a BatchNorm layer with track_running_stats=False"
     if inner.rates and inner.steps and not any(name in inner.rates for name in network.names):
         return "the support loss does not depend on any adapted parameter"
+    return _why_not_now(tasks)
+
+
+def _why_not_now(tasks: TaskBatch) -> str | None:
+    """The part of it that may change from call to call."""
+    x = tasks.support_x
+    if torch.is_grad_enabled() and (
+        x.requires_grad or tasks.query_x.requires_grad or tasks.support_y.requires_grad or tasks.query_y.requires_grad
+    ):
+        return "tasks require grad, and it has gradients of parameters and inner_lr only"
     if torch.compiler.is_compiling():
         return None
     if transforms_active():

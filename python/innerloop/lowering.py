@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ class _Watch:
         ]
 
     def _member_ids(self) -> list[int]:
-        return [id(member) for members in self.members for member in members.values()]
+        return list(map(id, chain.from_iterable(map(dict.values, self.members))))
 
     def is_unchanged(self) -> bool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, NoReturn
 
 import torch
@@ -70,15 +71,15 @@ def maml(
     if not (learn_rates or any(needs)):
         loss, task_losses, logits = _eager_call(parameters, rates, buffers, tasks, settings, needs, False)[:3]
         return loss, task_losses, logits
-    differentiated = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
+    loss, task_losses, logits, *gradients = _eager_call(
+        parameters, rates, buffers, tasks, settings, needs, learn_rates
+    )
+    tensors, wanted = parameters, needs
     if learn_rates:
-        differentiated += [rate for rate in rates if rate.numel()]
-    with torch.no_grad():
-        loss, task_losses, logits, *gradients = _eager_call(
-            parameters, rates, buffers, tasks, settings, needs, learn_rates
-        )
-    present = [gradient for gradient in gradients if gradient.numel()]
-    return with_gradients(loss, present, differentiated), task_losses, logits
+        tensors, wanted = [*parameters, *rates], [*needs, *(rate.numel() > 0 for rate in rates)]
+    if not all(wanted):
+        tensors, gradients = list(compress(tensors, wanted)), list(compress(gradients, wanted))
+    return with_gradients(loss, gradients, tensors, owned=True), task_losses, logits
 
 
 def adapt(
@@ -168,24 +169,42 @@ def _interruptible(op: Callable[..., list[Tensor]], *arguments: Any) -> list[Ten
     raise KeyboardInterrupt
 
 
-def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+def with_gradients(
+    loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor], owned: bool = False
+) -> Tensor:
     """The loss, as a function of tensors that has these gradients, computed already; they cannot be differentiated
-    again: that raises."""
-    differentiable: Tensor = _WithGradients.apply([loss], gradients, *tensors)
+    again: that raises.
+
+    Args:
+        owned: they come from an op a moment ago: nobody else has them, and a backward that is the last may give away
+            the tensors themselves.
+    """
+    # Function's own apply sees to torch.func first, for microseconds; none of its transforms gets here.
+    apply = super(torch.autograd.Function, _WithGradients).apply if owned else _WithGradients.apply
+    differentiable: Tensor = apply([loss], gradients, owned, *tensors)
     return differentiable
 
 
 class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: list[Tensor], gradients: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, loss: list[Tensor], gradients: list[Tensor], owned: bool, *tensors: Tensor) -> Tensor:
+        ctx.gradients, ctx.owned = gradients, owned
         # Kept so that one written to before backward is noticed, as torch's own functions notice it.
         ctx.save_for_backward(*tensors)
         return loss[0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *_scaled(upstream, ctx.gradients, ctx.saved_tensors)
+        tensors, gradients = ctx.saved_tensors, ctx.gradients
+        is_last = not (torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph())
+        if not (ctx.owned and is_last):
+            return None, None, None, *_scaled(upstream, gradients, tensors)
+        # Where they are nobody else's, they become the parameters' .grad as they are: six products of a small net's
+        # gradients with 1 take longer than a layer of its inner loop.
+        ctx.gradients = None
+        if upstream.is_cuda or upstream.item() != 1:
+            torch._foreach_mul_(gradients, upstream)
+        return None, None, None, *gradients
 
 
 def _scaled(upstream: Tensor, gradients: list[Tensor], differentiated: Sequence[Tensor]) -> Sequence[Tensor]:
