@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import innerloop
 from innerloop import TaskBatch, engine, torch_engine
 from innerloop.inner_loop import InnerLoop
+from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
 
 LANES, BLOCKS = (2, 0, 0, 0, 0), (0, 0, 0, 0, 0)
@@ -139,13 +140,16 @@ def test_any_number_of_tasks(force: Any, tasks: int) -> None:
     assert_agrees(force, "relu, tanh", "step weights", make_tasks((6,), tasks=tasks))
 
 
-def test_the_last_tasks_one_at_a_time() -> None:
-    """Chosen by cost: full vectors of tasks, and one that would be alone in its vector by blocks."""
-    model, tasks = make(NETWORKS["relu, tanh"]), make_tasks((6,), tasks=9)
-    inner = InnerLoop.create(model, inner_lr=0.3, inner_steps=2, step_weights=[0.5, 0.2, 1.0])
-    expected = run(torch_engine.meta_result, model, tasks, inner, "2.weight")
-    for (what, actual), (_, value) in zip(run(by_native, model, tasks, inner, "2.weight"), expected, strict=True):
-        assert_close(actual, value, what)
+def test_a_task_beyond_the_last_full_vector_has_its_samples_in_the_lanes() -> None:
+    model = make(NETWORKS["relu, tanh"])
+    last = "of the tasks: one at a time, their samples in the lanes"
+    for tasks in (1, 9, 25):
+        assert f"the last 1 {last}" in plan_of(model, make_tasks((6,), tasks=tasks))
+    assert last not in plan_of(model, make_tasks((6,), tasks=8))
+
+
+def plan_of(model: nn.Module, tasks: TaskBatch) -> str:
+    return native.plan(*engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.3)))
 
 
 def test_without_gradients_and_adapt(force: Any) -> None:

@@ -534,6 +534,26 @@ def test_what_is_kept_of_the_arguments_is_never_stale() -> None:
     check()
 
 
+def test_what_is_kept_of_the_checks_is_never_stale() -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    query_x = tasks.query_x.clone().requires_grad_()
+    loss_of(model, tasks)  # found to be possible, and kept
+    with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
+        loss_of(model, tasks)
+    with pytest.raises(ValueError, match="tasks require grad"):
+        loss_of(model, TaskBatch(tasks.support_x, tasks.support_y, query_x, tasks.query_y))
+    fewer_ways = TaskBatch(tasks.support_x, tasks.support_y % 2, tasks.query_x, tasks.query_y % 2)
+    for other, message in (
+        (make_tasks((5,)), r"expected \[6\]"),
+        (make_tasks((6,), out=3), "targets have dtype"),
+        (tasks.to(torch.float32), "a parameter is torch.float64"),
+        (fewer_ways, "2 ways"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss_of(model, other)
+    loss_of(model, tasks)
+
+
 # --- threads, compile, adapt ----------------------------------------------------------------------
 
 

@@ -45,8 +45,8 @@ struct LaneDirection {
 // One set of N samples through the layers. By layer: arrays [outputs][N][L].
 template <class T>
 struct LanePass {
-  int64_t samples = 0;               // N
-  bool spread = false;               // over lanes: LaneTasks says what it means
+  int64_t samples = 0;  // N
+  bool spread = false;  // over lanes: LaneTasks says what it means
   const T* x = nullptr;
   std::vector<T*> y, dz;             // outputs, and the gradients at z
   std::vector<T*> slope, curvature;  // of smooth layers: f′(z), and f″(z) ⊙ dy; in a tangent the slope holds ż
@@ -105,7 +105,7 @@ class LaneChain {
   // The mean loss over each task's valid samples, and into dz of the top layer its gradient times scale.
   Lane loss(Pass& pass, const LaneSamples<T>& samples, T scale, bool value_wanted, bool gradient_wanted) const {
     Lane value = loss_of(pass).value(pass.y.back(), samples.targets, samples.weights, scale, value_wanted,
-                                           pass.probabilities, gradient_wanted ? pass.dz.back() : nullptr);
+                                     pass.probabilities, gradient_wanted ? pass.dz.back() : nullptr);
     if (gradient_wanted) through_top(pass, pass.dz.back());
     if (gradient_wanted) to_z(pass, chain_.size() - 1);
     return pass.spread ? sum_everywhere<T, L>(value) : value;
@@ -219,8 +219,7 @@ class LaneChain {
   void add_gradient_tangents(const Pass& pass, const Pass& tangent, size_t l, T scale, T* v) const {
     const GradientSource<T> one{tangent.dz[l], pass.input(l)};
     const GradientSource<T> two{pass.dz[l], l > fixed_layers_ ? tangent.y[l - 1] : nullptr};
-    for_tracked(l, l + 1,
-                [&](int p) { for_gradient(p, pass, one, two, AddScaled{v + shared_.offset(p) * L, scale}); });
+    for_tracked(l, l + 1, [&](int p) { for_gradient(p, pass, one, two, AddScaled{v + shared_.offset(p) * L, scale}); });
   }
 
  private:

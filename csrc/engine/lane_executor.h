@@ -45,16 +45,13 @@ class LaneExecutor {
     write_own_results();
   }
 
-  // Adds what the last run found to the sums over tasks, lane by lane.
+  // Adds what the last run found to the results that are sums over tasks.
   void add_shared() const {
-    if (!backward_) return;
-    const T share = tasks_.spread ? T(1) / L : T(1);  // of a lane in what is found, or in one number of all of them
     for (const int p : shared_.results) {
-      if (argument(p).per_task) continue;
-      add_lanes(v_ + offset(p), shared_.size(p), share, shared_.total.data() + offset(p));
+      if (!argument(p).per_task) add_up(v_ + offset(p), shared_.size(p), at(request_.gradients, p));
     }
     for (const int p : shared_.learned_rates) {
-      add_lanes(at(rate_gradients_, p), shared_.rate_size(p), share, at(shared_.rate_totals, p).data());
+      add_up(at(rate_gradients_, p), shared_.rate_size(p), at(request_.rate_gradients, p));
     }
   }
 
@@ -316,10 +313,9 @@ class LaneExecutor {
     }
   }
 
-  static void add_lanes(const T* from, int64_t size, T share, T* total) {
-    for (int64_t e = 0; e < size; ++e) {
-      T* to = total + e * L;
-      store_lanes<T, L>(to, load_lanes<T, L>(to) + share * load_lanes<T, L>(from + e * L));
+  void add_up(const T* from, int64_t size, T* to) const {
+    for (int64_t e = 0; e < size; ++e, from += L) {
+      to[e] += request_.gradient_scale * (tasks_.spread ? *from : sum_lanes<T, L>(load_lanes<T, L>(from)));
     }
   }
 

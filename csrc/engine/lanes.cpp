@@ -38,30 +38,17 @@ class LanesEngine final : public Engine<T> {
   int64_t chunks() const override { return chunks_of(shared_.request); }
   std::unique_ptr<Worker> make_worker() override;
 
-  void finish() override {
-    const Request<T>& request = shared_.request;
-    for (const int p : shared_.results) {
-      const size_t i = static_cast<size_t>(p);
-      if (request.parameters[i].per_task) continue;
-      add_up(shared_.total.data() + shared_.offset(p) * width, shared_.size(p), request.gradients[i]);
-    }
-    for (const int p : shared_.learned_rates) {
-      const size_t i = static_cast<size_t>(p);
-      add_up(shared_.rate_totals[i].data(), shared_.rate_size(p), request.rate_gradients[i]);
-    }
-  }
-
   std::string plan_text() const override {
     std::string text;
     for (size_t l = 0; l < shared_.chain.size(); ++l) {
       const ChainLayer& layer = shared_.chain[l];
       text += "linear " + std::to_string(layer.inputs) + " → " + std::to_string(layer.outputs);
       if (layer.activation) text += std::string(", ") + kind_name(layer.activation->kind);
-      text += ": lanes, " + std::to_string(width) + " tasks a vector";
+      text += ": lanes, " + std::to_string(lane_count<T>) + " tasks a vector";
       if (l < shared_.fixed_layers) text += " (not adapted: once a task)";
       text += "\n";
     }
-    const int64_t rest = shared_.request.tasks % width;
+    const int64_t rest = shared_.request.tasks % lane_count<T>;
     if (rest > 0 && spreads_rest(shared_.request)) {
       text += "the last " + std::to_string(rest) + " of the tasks: one at a time, their samples in the lanes\n";
     }
@@ -69,14 +56,6 @@ class LanesEngine final : public Engine<T> {
   }
 
  private:
-  static constexpr int width = lane_count<T>;
-
-  // The sums over lanes, scaled.
-  void add_up(const T* from, int64_t size, T* to) const {
-    for (int64_t e = 0; e < size; ++e)
-      to[e] += shared_.request.gradient_scale * sum_lanes<T, width>(load_lanes<T, width>(from + e * width));
-  }
-
   LanesShared<T> shared_;
 };
 
@@ -110,7 +89,16 @@ bool lanes_apply(const Request<T>& request) {
 template <class T>
 bool lanes_pay(const Request<T>& request) {
   constexpr int64_t widest_paying = 100;
-  return std::ranges::all_of(request.program->values, [](const Shape& v) { return v.size() <= widest_paying; });
+  const Program& program = *request.program;
+  for (const Shape& value : program.values) {
+    if (value.size() > widest_paying) return false;
+  }
+  if (4 * request.tasks >= 3 * lane_count<T>) return true;
+  // Lanes without a task of their own cost as much as the others: of large parameters, more than vectors half full.
+  constexpr int64_t most_paying = 2500;
+  int64_t numbers = 0;
+  for (int p = 0; p < static_cast<int>(program.parameters.size()); ++p) numbers += program.parameter_size(p);
+  return numbers <= most_paying;
 }
 
 template <class T>

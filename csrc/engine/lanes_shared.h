@@ -1,4 +1,4 @@
-// What the workers of one call share on the lanes executor: the chain, what is wanted of it, and the sums over tasks.
+// What the workers of one call share on the lanes executor: the chain, and what is wanted of it.
 #pragma once
 
 #include <algorithm>
@@ -34,9 +34,7 @@ struct LanesShared {
       if (is_result) results.push_back(p);
       if (learns_rate) learned_rates.push_back(p);
       if (tracked.back()) lowest_tracked = std::min(lowest_tracked, layers_of_[i]);
-      rate_totals.emplace_back(learns_rate ? static_cast<size_t>(rate_size(p) * lane_count<T>) : 0, T(0));
     }
-    if (request.wants_gradients()) total.assign(static_cast<size_t>(parameters_size * lane_count<T>), T(0));
   }
 
   int64_t size(int parameter) const { return request.program->parameter_size(parameter); }
@@ -72,10 +70,8 @@ struct LanesShared {
   std::vector<bool> tracked;  // by parameter: adapted, or its gradient is wanted: v follows it
   // Parameters that the inner loop adapts, whose gradient and whose α's gradient is a result.
   std::vector<int> adapted, results, learned_rates;
-  size_t fixed_layers = 0;                  // below the lowest layer with an adapted parameter
-  size_t lowest_tracked = 0;                // the lowest layer with a tracked one
-  std::vector<T> total;                     // the sum of v_0 over tasks: [elements][lane_count<T>]
-  std::vector<std::vector<T>> rate_totals;  // by parameter: [rate_size][lane_count<T>]
+  size_t fixed_layers = 0;    // below the lowest layer with an adapted parameter
+  size_t lowest_tracked = 0;  // the lowest layer with a tracked one
 
  private:
   std::vector<size_t> layers_of_;  // by parameter

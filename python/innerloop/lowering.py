@@ -169,7 +169,7 @@ class _Watch:
         self.were = [dict(attributes) for attributes in self.attributes]
         self.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.hooks += [hooks for module in modules for hooks in (module._backward_hooks, module._backward_pre_hooks)]
-        self.members = [
+        self.members: list[dict[str, Any]] = [
             members for module in modules for members in (module._modules, module._parameters, module._buffers)
         ]
         self.hook_counts = list(map(len, self.hooks))

@@ -71,9 +71,7 @@ def maml(
     if not (learn_rates or any(needs)):
         loss, task_losses, logits = _eager_call(parameters, rates, buffers, tasks, settings, needs, False)[:3]
         return loss, task_losses, logits
-    loss, task_losses, logits, *gradients = _eager_call(
-        parameters, rates, buffers, tasks, settings, needs, learn_rates
-    )
+    loss, task_losses, logits, *gradients = _eager_call(parameters, rates, buffers, tasks, settings, needs, learn_rates)
     tensors, wanted = parameters, needs
     if learn_rates:
         tensors, wanted = [*parameters, *rates], [*needs, *(rate.numel() > 0 for rate in rates)]
@@ -169,9 +167,7 @@ def _interruptible(op: Callable[..., list[Tensor]], *arguments: Any) -> list[Ten
     raise KeyboardInterrupt
 
 
-def with_gradients(
-    loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor], owned: bool = False
-) -> Tensor:
+def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor], owned: bool = False) -> Tensor:
     """The loss, as a function of tensors that has these gradients, computed already; they cannot be differentiated
     again: that raises.
 
