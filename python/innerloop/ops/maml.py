@@ -77,7 +77,7 @@ def maml(
         tensors, wanted = [*parameters, *rates], [*needs, *(rate.numel() > 0 for rate in rates)]
     if not all(wanted):
         tensors, gradients = list(compress(tensors, wanted)), list(compress(gradients, wanted))
-    return with_gradients(loss, gradients, tensors, owned=True), task_losses, logits
+    return _with_own_gradients(loss, gradients, tensors), task_losses, logits
 
 
 def adapt(
@@ -167,40 +167,47 @@ def _interruptible(op: Callable[..., list[Tensor]], *arguments: Any) -> list[Ten
     raise KeyboardInterrupt
 
 
-def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor], owned: bool = False) -> Tensor:
+def with_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
     """The loss, as a function of tensors that has these gradients, computed already; they cannot be differentiated
-    again: that raises.
+    again: that raises."""
+    differentiable: Tensor = _WithGradients.apply([loss], gradients, *tensors)
+    return differentiable
 
-    Args:
-        owned: they come from an op a moment ago: nobody else has them, and a backward that is the last may give away
-            the tensors themselves.
-    """
-    # Function's own apply sees to torch.func first, for microseconds; none of its transforms gets here.
-    apply = super(torch.autograd.Function, _WithGradients).apply if owned else _WithGradients.apply
-    differentiable: Tensor = apply([loss], gradients, owned, *tensors)
+
+def _with_own_gradients(loss: Tensor, gradients: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """The same for gradients that an op made a moment ago and nobody else has, outside torch.func and torch.compile."""
+    # Function's own apply sees to torch.func first, for microseconds.
+    apply = super(torch.autograd.Function, _WithOwnGradients).apply
+    differentiable: Tensor = apply([loss], gradients, *tensors)
     return differentiable
 
 
 class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: list[Tensor], gradients: list[Tensor], owned: bool, *tensors: Tensor) -> Tensor:
-        ctx.gradients, ctx.owned = gradients, owned
+    def forward(ctx: Any, loss: list[Tensor], gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
         # Kept so that one written to before backward is noticed, as torch's own functions notice it.
         ctx.save_for_backward(*tensors)
         return loss[0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, gradients = ctx.saved_tensors, ctx.gradients
-        is_last = not (torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph())
-        if not (ctx.owned and is_last):
-            return None, None, None, *_scaled(upstream, gradients, tensors)
-        # Where they are nobody else's, they become the parameters' .grad as they are: six products of a small net's
-        # gradients with 1 take longer than a layer of its inner loop.
-        ctx.gradients = None
+        return None, None, *_scaled(upstream, ctx.gradients, ctx.saved_tensors)
+
+
+class _WithOwnGradients(_WithGradients):
+    """A backward that is the last gives the gradients away: they become the parameters' .grad as they are, for six
+    products of a small net's gradients with 1 take longer than a layer of its inner loop."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph():
+            return _WithGradients.backward(ctx, upstream)
+        _ = ctx.saved_tensors  # raises where one was written to, or this is not the first backward
+        gradients, ctx.gradients = ctx.gradients, None
         if upstream.is_cuda or upstream.item() != 1:
             torch._foreach_mul_(gradients, upstream)
-        return None, None, None, *gradients
+        return None, None, *gradients
 
 
 def _scaled(upstream: Tensor, gradients: list[Tensor], differentiated: Sequence[Tensor]) -> Sequence[Tensor]:
