@@ -4,6 +4,8 @@
 #     benchmarks/gpu.sh [RESULT]            default: benchmarks/results/gpu.txt
 #     benchmarks/gpu.sh --dry [RESULT]      the same steps where there is no GPU: does the script run? (build/gpu-dry.txt)
 #
+# PYTHON is the interpreter with torch, python3 by default; in a clone that ./dev setup was run in, .venv/bin/python.
+#
 # Builds the package for the GPU that is there, runs the CUDA tests with nothing skipped, the op cases and a net of all
 # layers under compute-sanitizer, and the benchmarks. The machine has nvcc (on PATH, or named by CUDACXX), a CUDA build of
 # torch, and what pyproject.toml names for building and testing, or a folder of those wheels that INNERLOOP_WHEELS names,
