@@ -63,7 +63,7 @@ def main() -> None:
             rows = measure(workload, rivals, OURS, effort, say)
             run = machine.this_run()
             say(summary(workload, rivals, rows))
-            if arguments.add:
+            if arguments.add and workload.name in results["races"]:
                 # Timed beside ours, whose row stays that of the run with all.
                 added = {name: {**row, "run": run} for name, row in rows.items() if name != OURS}
                 results["races"][workload.name]["rows"].update(added)
