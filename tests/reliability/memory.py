@@ -21,7 +21,9 @@ def growth_in_training(steps: int) -> float:
     fit(
         algorithm,
         data.split("train"),
-        settings=TrainingSettings(steps=steps, meta_batch_size=4, queries=2, validate_every=50, validation_episodes=20),
+        settings=TrainingSettings(
+            steps=steps, meta_batch_size=4, queries=2, validate_every=steps // 25, validation_episodes=20
+        ),
         validation=data.split("val"),
         progress=lambda done, result: sizes.append(resident_megabytes()),
     )
