@@ -391,20 +391,24 @@ class _Trainer:
         chunk = self.settings.task_chunk or len(batch.tasks)
         starts = range(0, len(batch.tasks), chunk)
         chunks = [batch.tasks[start : start + chunk] for start in starts] if len(starts) > 1 else [batch.tasks]
-        initial = self._buffers()
+        skipping = self.settings.nonfinite == "skip"
+        initial = self._buffers() if skipping or len(chunks) > 1 else []
         results: list[Result] = []
         counted = 0
         for tasks in chunks:
-            before = self._buffers()
-            self._put_back(initial)  # a step counts once, whatever its number of chunks
+            before = initial
+            if results:  # a step counts once, whatever its number of chunks
+                before = self._buffers()
+                self._put_back(initial)
             result = self.algorithm(tasks)
             loss = result.loss
             results.append(replace(result, loss=loss.detach()))  # without the graph
             good = torch.isfinite(result.task_losses).nonzero().flatten().tolist()
             if not good:
-                self._put_back(before)
+                if skipping:
+                    self._put_back(before)
                 continue
-            if len(good) < len(tasks) and self.settings.nonfinite == "skip":
+            if len(good) < len(tasks) and skipping:
                 self._put_back(initial)  # without what the pass over the bad task left
                 loss = self.algorithm(tasks[good]).loss
             if batch.places:
