@@ -369,12 +369,13 @@ class _Trainer:
         whole = _of_whole_batch(_joined(results), batch)
         finite = torch.isfinite(whole.task_losses)
         skipped: list[int] = (~finite).nonzero().flatten().tolist()
-        all_bad = add_up(torch.tensor(int(len(batch.places) > 0 and counted == 0)))  # in some process
-        if skipped and (self.settings.nonfinite == "stop" or all_bad):
-            raise NonFiniteLossError(
-                f"step {step}: task {skipped[0]} of the batch has the loss {float(whole.task_losses[skipped[0]])}; "
-                "a smaller inner_lr or lr may help"
-            )
+        if skipped:
+            all_bad = add_up(torch.tensor(int(len(batch.places) > 0 and counted == 0)))  # in some process
+            if self.settings.nonfinite == "stop" or all_bad:
+                raise NonFiniteLossError(
+                    f"step {step}: task {skipped[0]} of the batch has the loss {float(whole.task_losses[skipped[0]])}; "
+                    "a smaller inner_lr or lr may help"
+                )
         add_up_gradients(self.algorithm.parameters(), counted / int(finite.sum()))
         if skipped:
             accuracies = whole.task_accuracies
