@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+import accuracy_report
+import gradient_family
+import learned_optimizer_report
+import pictures
+import report
+from innerloop.bench.rivals import OURS
 
-import accuracy_report  # noqa: E402
-import gradient_family  # noqa: E402
-import learned_optimizer_report  # noqa: E402
-import pictures  # noqa: E402
-import report  # noqa: E402
-from innerloop.bench.rivals import OURS  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 def results(name: str) -> dict[str, Any]:
