@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -24,9 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import innerloop._library  # noqa: F401 (defines the ops)
+from innerloop.bench import machine
 from reliability import checkpoints, memory, repeats
 
 ROOT = Path(__file__).parents[2]
@@ -168,21 +165,10 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpu": model.group(1) if model else platform.machine(),
-        "cores": os.cpu_count(),
-        "instruction_set": torch.ops.innerloop.instruction_set(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def record(name: str, row: Row) -> None:
     """Put a check's result into the JSON, and the tables of all into the page."""
     known: dict[str, Any] = json.loads(JSON.read_text()) if JSON.exists() else {}
-    known[name] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **asdict(row)}
+    known[name] = {"date": time.strftime("%Y-%m-%d"), "machine": machine.describe(), **asdict(row)}
     known = {each: known[each] for each in CHECKS if each in known}
     JSON.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n")
     rows, places = [], []
@@ -190,7 +176,7 @@ def record(name: str, row: Row) -> None:
         date, on = entry.pop("date"), entry.pop("machine")
         rows.append(Row(**entry))
         places.append(
-            f"Run on {date}, {on['cpu']}, {on['cores']} cores ({on['instruction_set']}), torch {on['torch']}, "
+            f"Run on {date}, {on['processor']}, {on['cores']} cores ({on['instruction_set']}), torch {on['torch']}, "
             f"Python {on['python']}."
         )
     details = ["\n".join(row.details) for row in rows if row.details]
