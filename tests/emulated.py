@@ -125,13 +125,9 @@ def _flags(flavour: str, csrc: Path = CSRC) -> list[str]:
 def _compile(flavour: str, source: Path, csrc: Path = CSRC) -> list[str]:
     torch_include = str(Path(torch.__file__).parent / "include")
     return [
-        *(
-            *compiler(),
-            *_flags(flavour, csrc),
-            "-isystem",
-            torch_include,
-            "-DTORCH_TARGET_VERSION=0x020d000000000000ULL",
-        ),
+        *compiler(),
+        *_flags(flavour, csrc),
+        *("-isystem", torch_include, "-DTORCH_TARGET_VERSION=0x020d000000000000ULL"),
         *("-c", "-x", "c++", str(source)),
     ]
 
