@@ -273,7 +273,8 @@ class _Kept(NamedTuple):
 def _kind(tasks: TaskBatch) -> tuple[Any, ...]:
     """What of tasks decides whether the native engine computes them, but for what may change from call to call."""
     x, y = tasks.support_x, tasks.support_y
-    return x.dtype, x.device, x.shape[2:], y.dtype, y.shape[2:], tasks._ways
+    ways = tasks.ways if tasks.is_classification else None
+    return x.dtype, x.device, x.shape[2:], y.dtype, y.shape[2:], ways
 
 
 def _own(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
