@@ -14,7 +14,7 @@
 #     pip download -d wheels "scikit-build-core>=0.11" "cmake>=3.26" ninja "pybind11>=3.0" pytest hypothesis \
 #       safetensors typer rich
 #
-# The peers that the step is measured beside are those of .cache/peers, made beforehand by benchmarks/peers.sh.
+# The peers that the step is measured beside are the packages of .cache/peers, made beforehand by benchmarks/peers.sh.
 # A step that fails, or finds no time left, is noted, and the next one runs; the script fails in the end.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit

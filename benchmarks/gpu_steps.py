@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from dataclasses import replace
@@ -77,15 +78,18 @@ def run_one(workload_name: str, rival_name: str, device: str, quick: bool, file:
 
 
 def in_own_process(workload: str, rival: str, device: str, quick: bool, file: Path) -> dict[str, Any]:
-    folders = RIVALS[rival].folders
-    for folder in folders:
-        if not folder.is_dir():
-            return {"cannot": f"is not in {folder}: benchmarks/peers.sh"}
+    """By this Python, whose torch and innerloop are for the GPU, with the packages of the rival's environment."""
+    packages = ""
+    environment = RIVALS[rival].environment
+    if environment is not None:
+        packages = sysconfig.get_path("platlib", vars={"platbase": str(environment)})
+        if not Path(packages).is_dir():
+            return {"cannot": f"is not in {packages}: benchmarks/peers.sh"}
     command = [sys.executable, __file__, "--device", device, "--one", workload, rival, str(file)]
     try:
         done = subprocess.run(
             [*command, *(["--quick"] if quick else [])],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+            env={**os.environ, "PYTHONPATH": packages},
             capture_output=True,
             text=True,
             timeout=120,

@@ -5,10 +5,10 @@ compares what they print and the gradients of all outer steps.
 
 learn2learn_tests.sh downloads the release and runs this.
 
-Each run is a process of its own. The files run as they are but for that one line; what they cannot have here is put in
-its place before either import: of learn2learn, whose umbrella module imports gym and torchvision, the parts that the
-scripts name; for the images of Omniglot, which are a download, our glyphs in the same shape; for torchmeta's sinusoids,
-ours. docs/learn2learn.md has the outcome.
+Each run is a process of its own, in learn2learn's environment. The files run as they are but for that one line; what
+they cannot have here is put in its place before either import: of learn2learn, whose umbrella module imports gym and
+torchvision, the parts that the scripts name; for the images of Omniglot, which are a download, our glyphs in the same
+shape; for torchmeta's sinusoids, ours. docs/learn2learn.md has the outcome.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ SCRIPTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     (folder,) = sys.argv[1:]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PEERS / "learn2learn")}
+    python = PEERS / "learn2learn" / "bin" / "python"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for script in SCRIPTS:
         with tempfile.TemporaryDirectory() as scratch:
             files = {package: Path(scratch) / f"{package}.npz" for package in IMPORTS}
             printed = [
                 subprocess.run(
-                    [sys.executable, __file__, folder, script, package, str(file)],
+                    [python, __file__, folder, script, package, str(file)],
                     env=environment,
                     stdout=subprocess.PIPE,
                     check=True,

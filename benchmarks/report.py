@@ -92,7 +92,7 @@ def section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
 
 _INTRODUCTION = """\
 The meta-loss of a batch of tasks and its exact gradient, computed by innerloop and by everything else that was found to
-compute it. To repeat it:
+compute it. To repeat it (`peers.sh` makes an environment for each library, on the same torch and numpy):
 
     ./dev setup && benchmarks/peers.sh
     .venv/bin/python benchmarks/maml.py && .venv/bin/python benchmarks/report.py
@@ -115,8 +115,7 @@ optimizer. "Whole step" is `maml_loss(...)` and `.backward()`, "the op" the nati
 _OVERVIEW = """\
 ×: the rival's time over innerloop's whole step. GFLOP: what the products and convolutions that the recurrence needs
 come to (a multiply-add counts two). Of mm, of peak: that over the op's time, as a share of what one core reaches in
-torch.mm and in multiply-adds alone; above 100% is the saving of Winograd's algorithm and of low-rank updates. Where the
-head alone is adapted (ANIL) they are not counted."""
+torch.mm and in multiply-adds alone; above 100% is the saving of Winograd's algorithm and of low-rank updates."""
 
 _EVERY_RIVAL = """\
 Wall: the median by wall clock, longer than the CPU time where other processes had the core; – where it was not

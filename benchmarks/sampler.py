@@ -1,18 +1,17 @@
 """Tasks drawn per second: the native sampler, plain numpy, and learn2learn's TaskDataset.
 
-    benchmarks/peers.sh learn2learn && .venv/bin/python benchmarks/sampler.py [--save]
+    benchmarks/peers.sh learn2learn && .cache/peers/learn2learn/bin/python benchmarks/sampler.py [--save]
 
 A task is 5-way 1-shot with 15 queries a class, drawn from the training classes of glyphs (images in memory for all), as
 float32 tensors of images and labels that a model can take. One thread, CPU time, the rows interleaved, median of the
-rounds. The last rows draw indices alone. --save writes benchmarks/results/sampler.json. Without learn2learn its row
-says so.
+rounds. The last rows draw indices alone. --save writes benchmarks/results/sampler.json. By another Python, without
+learn2learn, its row says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -133,7 +132,6 @@ def learn2learn_row(data: Any) -> dict[str, tuple[int, Draw]]:
     Raises:
         ModuleNotFoundError: learn2learn is not installed.
     """
-    sys.path.append(str(HERE.parent / ".cache" / "peers" / "learn2learn"))
     skip_umbrella("learn2learn")
     from learn2learn.data import MetaDataset, Taskset
     from learn2learn.data.transforms import ConsecutiveLabels, KShots, LoadData, NWays, RemapLabels

@@ -43,7 +43,7 @@ to rounding, which grows with the steps. They take turns, a period of steps each
 and steps are made, not during the tests in between. To repeat it:
 
     ./dev setup && benchmarks/peers.sh learn2learn
-    .venv/bin/python benchmarks/time_to_accuracy.py && .venv/bin/python benchmarks/report.py
+    .cache/peers/learn2learn/bin/python benchmarks/time_to_accuracy.py && .venv/bin/python benchmarks/report.py
 
 Machine: {cores} cores of an {processor}, {instruction_set}. Python {python}, torch {torch}, innerloop {innerloop}.
 

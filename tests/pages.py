@@ -1,6 +1,6 @@
 """The Python that stands in the pages of docs/, to be run.
 
-python tests/pages.py PAGE PEER     runs the page's blocks, the peer's too, and compares the gradients of its sections
+python tests/pages.py PAGE          runs the page's blocks, the peer's too, and compares the gradients of its sections
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def compare(page: str) -> None:
 
 def _import_learn2learn() -> None:
     """Its parts that the page names: the whole imports gym and torchvision."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     from rivals.importing import skip_umbrella
 
     skip_umbrella("learn2learn", "learn2learn.algorithms")
@@ -68,8 +69,7 @@ def _import_learn2learn() -> None:
 
 
 if __name__ == "__main__":
-    page, peer = sys.argv[1:]
-    sys.path[:0] = [str(ROOT / ".cache" / "peers" / peer), str(ROOT / "benchmarks")]
-    if peer == "learn2learn":
+    (page,) = sys.argv[1:]
+    if page == "learn2learn.md":
         _import_learn2learn()
     compare(page)

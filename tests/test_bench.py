@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sysconfig
+import venv
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from command_line import CommandLine
 from innerloop.bench.race import Effort, check, measure
@@ -40,13 +43,25 @@ def test_the_rivals_that_torch_has_compute_the_same_gradient(name: str, rival: s
 
 def test_another_gradient_is_marked_and_a_failure_is_told() -> None:
     faults = ("differs", "cannot", "raises")
-    folder = (Path(__file__).parent,)
-    rivals = {fault: Rival(fault, "wrong_rivals", folders=folder, options={"fault": fault}) for fault in faults}
+    rivals = {fault: Rival(fault, "wrong_rivals", options={"fault": fault}) for fault in faults}
     rows = check(SMALL, rivals, RIVALS[ORACLE], ignore)
     assert rows["differs"]["exact"] is False
     assert rows["differs"]["error"] == pytest.approx(1e-3)
     assert rows["cannot"]["failed"] == "has no such step"
     assert rows["raises"]["failed"] == "fails: RuntimeError: out of luck"
+
+
+def test_a_rival_runs_in_its_environment(tmp_path: Path) -> None:
+    venv.create(tmp_path / "own", with_pip=False)
+    project, own = (sysconfig.get_path("platlib", vars=vars) for vars in (None, {"platbase": str(tmp_path / "own")}))
+    (Path(own) / "project.pth").write_text(f"import site; site.addsitedir({project!r})")
+    rivals = {
+        name: Rival(name, "wrong_rivals", environment=tmp_path / name, options={"fault": "tells"})
+        for name in ("own", "missing")
+    }
+    rows = check(SMALL, rivals, RIVALS[ORACLE], ignore)
+    assert rows["own"]["failed"] == f"runs in {tmp_path / 'own'}"
+    assert rows["missing"]["failed"] == "has no environment: benchmarks/peers.sh makes it"
 
 
 def test_a_row_has_both_clocks_first_call_and_memory() -> None:
@@ -76,7 +91,20 @@ def test_flops_are_those_of_the_recurrence() -> None:
     of_support = first * (2 + 2) + others * (3 + 6)  # gradient, Hessian-vector product
     of_query = first * 2 + others * 3
     assert flops(SMALL) == 2 * 10 * (of_support + of_query)
-    assert flops(WORKLOADS["omniglot-anil"]) is None
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["mlp784-k5", "mlp784-head", "omniglot-anil"])
+def test_flops_are_those_that_torch_counts_in_the_loop(name: str, steps: int, first_order: bool) -> None:
+    """Where the head alone is adapted the loop passes the body once, as the recurrence does. (Where a convolution is
+    adapted by the second order, torch also computes a gradient for the images, which nobody reads.)"""
+    head = replace(WORKLOADS["mlp784-k5"], adapt="head")
+    workload = replace({**WORKLOADS, "mlp784-head": head}[name], tasks=2, query=5, steps=steps, first_order=first_order)
+    step = RIVALS["loop"].make(workload, "float32")
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert flops(workload) == counter.get_total_flops()
 
 
 # --- the command --------------------------------------------------------------------------------

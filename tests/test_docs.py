@@ -14,6 +14,7 @@ import pytest
 
 from innerloop.registry import algorithms, datasets
 from pages import ROOT, compare, fenced_blocks, needs_a_peer, python_blocks, run
+from rivals import PEERS
 
 #: Pages whose Python runs as it stands, from top to bottom.
 RUNNABLE = [
@@ -60,11 +61,10 @@ def test_the_page_on_lightning_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize(("page", "peer"), [("learn2learn.md", "learn2learn"), ("higher.md", "higher")])
 def test_before_and_after_are_the_same(page: str, peer: str) -> None:
-    if not (ROOT / ".cache" / "peers" / peer / peer).is_dir():
+    python = PEERS / peer / "bin" / "python"
+    if not python.exists():
         pytest.skip(f"{peer} is not there: benchmarks/peers.sh {peer}")
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "pages.py", page, peer], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([python, ROOT / "tests" / "pages.py", page], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,8 @@
-"""Rivals that must not pass for right: another gradient, no answer, and an error."""
+"""Rivals that must not pass for right: another gradient, no answer, and an error; and one that tells what runs it."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from innerloop.bench.rivals import Step
@@ -10,7 +11,7 @@ from innerloop.bench.workloads import Workload
 
 
 def cannot(workload: Workload, fault: str) -> str | None:
-    return "has no such step" if fault == "cannot" else None
+    return {"cannot": "has no such step", "tells": f"runs in {sys.prefix}"}.get(fault)
 
 
 def make(workload: Workload, dtype: str, fault: str) -> Step:

@@ -1,7 +1,7 @@
 """All rivals by name: those of innerloop.bench.rivals, which says what a rival is, and other libraries.
 
-The modules here are found, in a worker's process, because its folders are those of this process. Of HEADS, make takes
-a HeadWorkload; the loss is the mean over tasks, the gradients those of the embeddings of support and query.
+The modules here are found, in a worker's process, because it looks in the folders of this process too. Of HEADS, make
+takes a HeadWorkload; the loss is the mean over tasks, the gradients those of the embeddings of support and query.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from innerloop.bench import rivals as own
 from innerloop.bench.rivals import Rival
 
-#: What peers.sh makes.
+#: Whose folders are the environments that peers.sh makes.
 PEERS = Path(__file__).parents[2] / ".cache" / "peers"
 
 
 def _peer(title: str, module: str, distribution: str, **options: Any) -> Rival:
-    """Of another library, in the folder of its name."""
-    return Rival(title, f"{__name__}.{module}", distribution, (PEERS / distribution,), options)
+    """Of another library, in the environment of its name."""
+    return Rival(title, f"{__name__}.{module}", distribution, PEERS / distribution, options)
 
 
 def _here(title: str, module: str, distribution: str = "torch", **options: Any) -> Rival:

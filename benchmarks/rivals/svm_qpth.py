@@ -1,7 +1,7 @@
 """MetaOptNet's SVM head as its authors wrote it (MetaOptNetHead_SVM_CS of their models/classification_heads.py): the
 Crammer-Singer dual as one dense quadratic program for qpth's batched solver, at most 15 iterations, C = 0.1.
 
-    PYTHONPATH=benchmarks:.cache/peers/qpth .venv/bin/python benchmarks/rivals/svm_qpth.py
+    PYTHONPATH=benchmarks .cache/peers/qpth/bin/python benchmarks/rivals/svm_qpth.py
 
 prints how far its dual objective, in float32, is from innerloop's on the benchmark's embeddings.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
@@ -144,32 +144,55 @@ class Program:
             )
         return values
 
-    def cost(self, sample: Shape, support: int, query: int, steps: int, first_order: bool = False) -> Cost:
-        """What a task of that many samples and inner steps costs, all parameters adapted.
+    def cost(
+        self,
+        sample: Shape,
+        support: int,
+        query: int,
+        steps: int,
+        first_order: bool = False,
+        adapted: Container[str] | None = None,
+    ) -> Cost:
+        """What a task of that many samples and inner steps costs.
 
         Counted are K passes forward and backward over the support set, one over the query set, and for the second
-        order K Hessian-vector products, in which a product of two becomes two products.
+        order K Hessian-vector products, in which a product of two becomes two products. What lies below all that is
+        adapted is passed once: forward, and for the second order backward.
+
+        Args:
+            adapted: names of the parameters that the inner loop adapts; None: all.
         """
         values = self.shapes(sample)
+        moving = [p for p, name in enumerate(self.parameters) if adapted is None or name in adapted]
         flops = 0
         for index, node in enumerate(self.nodes):
             if node.kind not in (Kind.LINEAR, Kind.CONV2D):
                 continue
             product = 2 * math.prod(self.parameter_shapes[node.parameters[0]]) * math.prod(values[index + 1][1:])
-            reads_data = all(not self._depends_on_parameters(value) for value in node.inputs)
-            passes = 2 if reads_data else 3  # data needs no gradient
-            hessian = 0 if first_order else 2 if reads_data else 6  # and has no tangent
-            flops += product * (support * steps * (passes + hessian) + query * passes)
-        theta = sum(math.prod(shape) for shape in self.parameter_shapes)
+            trained = any(self._depends_on(value, range(len(self.parameters))) for value in node.inputs)
+            below = any(self._depends_on(value, moving) for value in node.inputs)
+            own = node.parameters[0] in moving
+            whole = 3 if trained else 2  # forward, the weight's gradient, and the input's unless it is data
+            if below or self._depends_on(index + 1, moving):
+                passes = steps * (1 + own + below)
+                # The tangents: of the output, of the weight's gradient, of the input's.
+                hessian = steps * ((own + below) + (1 + below) + trained * (1 + own))
+            else:
+                passes, hessian = min(steps, 1), min(steps, 1) * (whole - 1)
+            flops += product * (support * (passes + (0 if first_order else hessian)) + query * whole)
+        theta = sum(map(math.prod, self.parameter_shapes))
+        theta_of_steps = steps * sum(math.prod(self.parameter_shapes[p]) for p in moving)
         activations = sum(math.prod(shape) for shape in values)
         derivatives = 2 if first_order else 4  # value and gradient, and their tangents
-        return Cost(flops, (steps + 4) * theta + activations * max(support * derivatives, query * 2))
+        return Cost(flops, theta_of_steps + 4 * theta + activations * max(support * derivatives, query * 2))
 
-    def _depends_on_parameters(self, value: int) -> bool:
+    def _depends_on(self, value: int, parameters: Container[int]) -> bool:
         if value == 0:
             return False
         node = self.nodes[value - 1]
-        return any(p >= 0 for p in node.parameters) or any(self._depends_on_parameters(v) for v in node.inputs)
+        return any(p in parameters for p in node.parameters) or any(
+            self._depends_on(read, parameters) for read in node.inputs
+        )
 
     def _output_shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         shape = inputs[0]

@@ -14,6 +14,7 @@ import pickle
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -48,15 +49,18 @@ class Worker:
         self, workload: AnyWorkload, rival: Rival, dtype: str, threads: int = 1, tasks: int | None = None
     ) -> None:
         """tasks: of the workload's, so many at most."""
+        python = Path(sys.executable) if rival.environment is None else rival.environment / "bin" / "python"
+        if not python.exists():
+            raise WorkerError("has no environment: benchmarks/peers.sh makes it")
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "innerloop.bench.worker"],
+            [python, "-m", "innerloop.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, [*rival.folders, *filter(None, sys.path)])),
+                "PYTHONPATH": os.pathsep.join(_import_folders()),
                 **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
                 "NPROC": str(threads),  # the size of XLA's pool
                 "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}",
@@ -102,6 +106,12 @@ class Worker:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+
+def _import_folders() -> list[str]:
+    """Where this process finds modules, but for its site-packages: those of another environment come before them."""
+    installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    return [folder for folder in sys.path if folder and folder not in installed]
 
 
 # --- is it the same gradient? -------------------------------------------------------------------

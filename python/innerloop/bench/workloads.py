@@ -141,16 +141,21 @@ def has_batch_norm(workload: Workload) -> bool:
     return any(map(is_batch_norm, make_model(workload, "float32").modules()))
 
 
+def adapted_parameters(workload: Workload, model: nn.Module) -> tuple[str, ...] | None:
+    """Their names; None: all."""
+    return tuple(name for name, _ in model.named_parameters())[-2:] if workload.adapt == "head" else None
+
+
 def flops(workload: Workload) -> int | None:
-    """Of the products and convolutions that a step needs, a multiply-add counting two; None where Program.cost() does
-    not say."""
-    if workload.adapt != "all":
-        return None
+    """Of the products and convolutions that a step needs, a multiply-add counting two; None where the net does not
+    lower."""
+    model = make_model(workload, "float32")
     try:
-        program = lower(make_model(workload, "float32"))
+        program = lower(model)
     except NotLowerable:
         return None
-    cost = program.cost(workload.sample, workload.support, workload.query, workload.steps, workload.first_order)
+    sizes = workload.sample, workload.support, workload.query, workload.steps
+    cost = program.cost(*sizes, workload.first_order, adapted_parameters(workload, model))
     return cost.flops * workload.tasks
 
 

@@ -30,13 +30,14 @@ class Rival:
 
     Attributes:
         title: in the tables. module: by its full name. distribution: whose version the results record.
-        folders: that its process looks for modules in, before those of this one. options: of make and cannot.
+        environment: the folder of the virtual environment whose Python runs it; None for this process's.
+        options: of make and cannot.
     """
 
     title: str
     module: str
     distribution: str = "torch"
-    folders: tuple[Path, ...] = ()
+    environment: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def cannot(self, workload: Any) -> str | None:

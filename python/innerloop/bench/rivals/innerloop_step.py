@@ -9,16 +9,15 @@ from torch import nn
 from innerloop import TaskBatch, maml_loss
 from innerloop.bench.rivals import LossAndGradients, Step
 from innerloop.bench.rivals.torch_parts import batch
-from innerloop.bench.workloads import Workload, make_model
+from innerloop.bench.workloads import Workload, adapted_parameters, make_model
 
 
 def inner_loop_of(workload: Workload, model: nn.Module) -> dict[str, Any]:
     """The arguments of maml_loss."""
-    head = tuple(name for name, _ in model.named_parameters())[-2:]
     return {
         "inner_lr": workload.inner_lr,
         "inner_steps": workload.steps,
-        "adapt": head if workload.adapt == "head" else None,
+        "adapt": adapted_parameters(workload, model),
         "first_order": workload.first_order,
         "loss": workload.loss,
     }
