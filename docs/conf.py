@@ -52,7 +52,7 @@ def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
     """Docstrings are written to be read in the source; this makes of their short forms what napoleon reads.
 
     Several arguments of one line get a line each, "Returns: text" is a field, shapes such as [T, S, D] are literal, and
-    bars and stars are themselves.
+    bars and stars are themselves. Examples stay as they are.
     """
     try:
         names = [*inspect.signature(obj).parameters, *inspect.get_annotations(obj)]
@@ -70,7 +70,7 @@ def to_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
 
 
 def _outside_literals(text: str, change: Callable[[str], str]) -> str:
-    parts = re.split(r"(``.+?``|`[^`\n]+`)", text)
+    parts = re.split(r"(``.+?``|`[^`\n]+`|^ *>>> (?:.+\n?)+)", text, flags=re.MULTILINE)
     parts[::2] = map(change, parts[::2])
     return "".join(parts)
 

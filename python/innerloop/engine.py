@@ -206,6 +206,20 @@ def maml_loss(
     Warns:
         SecondOrderWarning: the model has attention or recurrent kernels without a second derivative, and slower ones
             take their place; once for a model.
+
+    Examples:
+        One task, y = 2 at x = 1, and the model θx at θ = 0: the inner step leads to θ₁ = θ − α·2(θ − 2) = 1, the loss
+        is (θ₁ − 2)², and its derivative goes through the step: 2(θ₁ − 2)(1 − 2α).
+
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> model.load_state_dict({"weight": torch.zeros(1, 1)})
+        <All keys matched successfully>
+        >>> x, y = torch.ones(1, 1, 1), torch.full((1, 1, 1), 2.0)  # [T, samples, features]
+        >>> tasks = innerloop.TaskBatch(x, y, x, y)
+        >>> loss = innerloop.maml_loss(model, tasks, inner_lr=0.25, loss="mse")
+        >>> loss.backward()
+        >>> loss.item(), model.weight.grad.item()
+        (1.0, -1.0)
     """
     check_engine(engine)
     network = None if engine == "torch" or torch.compiler.is_compiling() else lowered(model)

@@ -92,6 +92,12 @@ def evaluate(
 
     Raises:
         ValueError: inner_steps for an algorithm without an inner loop, or too few episodes.
+
+    Examples:
+        >>> model = innerloop.models.build("conv4")((1, 28, 28), outputs=5, filters=8)
+        >>> algorithm = innerloop.get("maml")(model)
+        >>> print(innerloop.evaluate(algorithm, innerloop.data.get("glyphs").split("test"), episodes=20))
+        accuracy ... ± ... % (5-way 1-shot, 20 episodes, inner steps 1, BatchNorm transductive)
     """
     if episodes < 2:
         raise ValueError(f"episodes is {episodes}, expected at least 2: an interval needs a spread")

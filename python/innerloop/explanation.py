@@ -28,6 +28,17 @@ def explain(
         model: any module.
         loss, inner_steps, bn: as in :func:`innerloop.maml_loss`.
         tasks: with a batch of tasks, also what a step costs and how each layer will be computed.
+
+    Examples:
+        >>> innerloop.explain(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5)))
+        Sequential lowers to
+        <BLANKLINE>
+        v1 = linear(x, 0.weight, 0.bias)   # 0
+        v2 = relu(v1)                      # 1
+        v3 = linear(v2, 2.weight, 2.bias)  # 2
+        return v3
+        >>> innerloop.explain(torch.nn.LSTM(8, 16))
+        LSTM does not lower: engine="auto" computes with the torch engine, engine="native" raises...
     """
     print(explanation(model, loss, tasks, inner_steps=inner_steps, bn=bn))
 

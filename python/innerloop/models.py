@@ -150,6 +150,11 @@ def build(name: str) -> Callable[..., nn.Module]:
 
     Raises:
         LookupError: no such name; the message has the nearest matches and the list.
+
+    Examples:
+        >>> model = innerloop.models.build("conv4")((1, 28, 28), outputs=5, filters=32)
+        >>> model(torch.rand(10, 1, 28, 28)).shape
+        torch.Size([10, 5])
     """
     if name not in BUILDERS:
         raise LookupError(f"no model is called {name!r}.{nearest(name, sorted(BUILDERS))}")

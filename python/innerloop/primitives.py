@@ -80,6 +80,15 @@ def adapt(
         model, tasks, parameters, bn, loss, engine: see the module.
 
     Returns: [T, *shape] of every parameter that is adapted; the others as they came.
+
+    Examples:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> x, y = torch.ones(2, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)  # two tasks of one sample
+        >>> tasks = innerloop.TaskBatch(x, y, x, y)
+        >>> theta = {"weight": torch.zeros(1, 1)}
+        >>> phi = innerloop.primitives.adapt(model, tasks, inner_lr=0.25, parameters=theta, loss="mse")
+        >>> phi["weight"].flatten()
+        tensor([0.5000, 1.0000])
     """
     if not (math.isfinite(proximal) and proximal >= 0):
         raise ValueError(f"proximal is {proximal!r}, expected a finite number of at least 0")
@@ -112,6 +121,13 @@ def learner(
         model, inner_lr, inner_steps, proximal, adapt, bn, loss, engine: see :func:`adapt` and the module.
 
     Returns: a module that maps query_x [Q, ...] to outputs [Q, *out], independent of the model's parameters.
+
+    Examples:
+        >>> model = innerloop.models.build("mlp")((1, 28, 28), outputs=3)
+        >>> images, labels = torch.rand(6, 1, 28, 28), torch.arange(3).repeat(2)
+        >>> learner = innerloop.primitives.learner(model, images, labels, inner_lr=0.1, inner_steps=5)
+        >>> learner(torch.rand(10, 1, 28, 28)).shape
+        torch.Size([10, 3])
     """
     x, y = support_x.detach()[None], support_y.detach()[None]
     adapted = _adapt(
@@ -156,6 +172,16 @@ def meta_gradient(
     Returns: (gradients, result). The gradient of every parameter of the model that requires grad is the mean of the
         tasks' over those that share it: of the parameter's shape where all do; where each task has its own,
         [T, *shape] with the gradient of that task's own meta-loss. The result's loss is detached.
+
+    Examples:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> x, y = torch.ones(2, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)  # two tasks of one sample
+        >>> tasks = innerloop.TaskBatch(x, y, x, y)
+        >>> gradients, result = innerloop.primitives.meta_gradient(
+        ...     model, tasks, parameters={"weight": torch.zeros(1, 1)}, inner_lr=0.25, inner_steps=1, loss="mse"
+        ... )
+        >>> gradients["weight"], result.task_losses
+        (tensor([[-0.7500]]), tensor([0.2500, 1.0000]))
     """
     if inner_lr is None and inner_steps != 0:
         raise ValueError(f"inner_lr is None with inner_steps {inner_steps!r}, expected a step size")
@@ -210,6 +236,14 @@ def hessian_vector_product(
         model, tasks, parameters, bn, loss, engine: see the module.
 
     Returns: [T, *shape] by the names of vectors.
+
+    Examples:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> x, y = torch.ones(2, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)  # two tasks of one sample
+        >>> tasks = innerloop.TaskBatch(x, y, x, y)
+        >>> vectors = {"weight": torch.tensor([[3.0]])}
+        >>> innerloop.primitives.hessian_vector_product(model, tasks, vectors, loss="mse")["weight"].flatten()
+        tensor([6., 6.])
     """
     _refuse_inference_mode()
     engines.check_engine(engine)
@@ -233,6 +267,14 @@ def with_gradient(result: Result, model: nn.Module, gradients: Parameters) -> Re
         gradients: by parameter name, of the parameter's shape; or [T, *shape], of which the mean over tasks is taken.
 
     Returns: the result; its loss cannot be differentiated twice: that raises. Under ``torch.no_grad()`` it is detached.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> result = innerloop.Result.of(torch.rand(3, 5, 2), torch.zeros(3, 5, dtype=torch.int64), mask=None)
+        >>> result = innerloop.primitives.with_gradient(result, model, {"bias": torch.tensor([1.0, -1.0])})
+        >>> result.loss.backward()
+        >>> model.bias.grad
+        tensor([ 1., -1.])
     """
     own = dict(model.named_parameters())
     final = {}

@@ -116,6 +116,15 @@ class Registry(Generic[Base]):
         Raises:
             UnknownNameError: no such name; the message has the nearest matches and the list.
             PluginError: it does not import, is not of the right kind, or several distributions share the name.
+
+        Examples:
+            >>> innerloop.get("maml")
+            <class 'innerloop.algorithms.maml.MAML'>
+            >>> innerloop.get("innerloop:protonet")
+            <class 'innerloop.algorithms.protonet.ProtoNet'>
+            >>> innerloop.get("malm")
+            Traceback (most recent call last):
+            innerloop.registry.UnknownNameError: no algorithm is called 'malm'. Did you mean 'maml' ...
         """
         if not isinstance(name, str):
             return self._check_class(name, "name")

@@ -33,6 +33,12 @@ class TaskBatch:
     Raises:
         TypeError: a dtype is not one of those above.
         ValueError: shapes or devices do not fit together, a label or class is negative, or a task has no valid sample.
+
+    Examples:
+        >>> labels = torch.arange(5).expand(4, 5)  # 5 classes with one sample each, in each of 4 tasks
+        >>> tasks = innerloop.TaskBatch(torch.rand(4, 5, 1, 28, 28), labels, torch.rand(4, 5, 1, 28, 28), labels)
+        >>> len(tasks), tasks.ways, tasks[1:3].num_tasks
+        (4, 5, 2)
     """
 
     support_x: Tensor
@@ -166,6 +172,16 @@ class TaskBatch:
             TypeError: a member is no tensor, or tasks differ in dtype.
             ValueError: no task, sample shapes or devices that differ between tasks, or a task with more samples than
                 targets.
+
+        Examples:
+            >>> def task(shots):
+            ...     return torch.rand(2 * shots, 8), torch.arange(2).repeat(shots), torch.rand(2, 8), torch.arange(2)
+            >>> tasks = innerloop.TaskBatch.from_tasks([task(shots=1), task(shots=2)])
+            >>> tasks.support_x.shape, tasks.query_mask
+            (torch.Size([2, 4, 8]), None)
+            >>> tasks.support_mask
+            tensor([[ True,  True, False, False],
+                    [ True,  True,  True,  True]])
         """
         if not tasks:
             raise ValueError("tasks is empty: expected at least one (support_x, support_y, query_x, query_y)")

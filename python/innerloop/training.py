@@ -161,6 +161,14 @@ def fit(
         ImportError: tensorboard is not installed.
         NonFiniteLossError: the meta-gradient is NaN or infinite; or a task's loss is, and settings.nonfinite is "stop"
             or no other task is left. The parameters are those before the step.
+
+    Examples:
+        >>> from innerloop.training import TrainingSettings
+        >>> algorithm = innerloop.get("maml")(innerloop.models.build("mlp")((1, 28, 28), outputs=5), inner_lr=0.1)
+        >>> settings = TrainingSettings(steps=3, meta_batch_size=2)
+        >>> history = innerloop.fit(algorithm, innerloop.data.get("glyphs").split("train"), settings=settings)
+        >>> [record["step"] for record in history.steps]
+        [1, 2, 3]
     """
     if settings is None:
         settings = TrainingSettings()

@@ -19,6 +19,14 @@ def get(name: str | type[Dataset], **options: Any) -> Dataset:
 
     Raises:
         UnknownNameError, PluginError: as :meth:`innerloop.registry.Registry.get`.
+
+    Examples:
+        >>> glyphs = innerloop.data.get("glyphs")
+        >>> glyphs.input_shape
+        (1, 28, 28)
+        >>> batch = glyphs.split("train").sample(tasks=4, ways=5, shots=1, queries=3, seed=0)
+        >>> batch.support_x.shape, batch.query_y.shape
+        (torch.Size([4, 5, 1, 28, 28]), torch.Size([4, 15]))
     """
     dataset: Dataset = datasets.get(name)(**options)
     return dataset

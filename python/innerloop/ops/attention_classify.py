@@ -43,6 +43,11 @@ def attention_classify(
             out of range, or a class without a sample; the message names the argument, the task and the class. Under
             torch.compile and under torch.func.vmap over labels no value can be looked at: there a class without a
             sample has the log-probability −∞.
+
+    Examples:
+        >>> support, queries = torch.eye(2)[None], torch.tensor([[[3.0, 3.0]]])  # as near to one as to the other
+        >>> innerloop.ops.attention_classify(queries, support, torch.tensor([[0, 1]]), num_classes=2).exp()
+        tensor([[[0.5000, 0.5000]]])
     """
     check_same_space(queries, support, "support", "[T, S, D]")
     check_positive(temperature, "temperature")

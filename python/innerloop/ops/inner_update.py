@@ -29,6 +29,12 @@ def inner_update(
 
     Raises:
         TypeError, ValueError: numbers of tensors, shapes, dtypes or devices that do not fit together.
+
+    Examples:
+        >>> weights, gradients = torch.ones(2, 3), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+        >>> innerloop.ops.inner_update([weights], [gradients], lr=0.5)
+        [tensor([[ 0.5000,  0.0000, -0.5000],
+                [-1.0000, -1.5000, -2.0000]])]
     """
     both: tuple[tuple[str, Any], ...] = (("params", params), ("grads", grads))
     for name, given in both:

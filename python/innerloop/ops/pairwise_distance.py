@@ -36,6 +36,13 @@ def pairwise_distance(
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit together, an unknown metric, or a temperature
             that is not positive.
+
+    Examples:
+        >>> queries, prototypes = torch.tensor([[[0.0, 3.0]]]), torch.tensor([[[0.0, 3.0], [4.0, 0.0]]])
+        >>> innerloop.ops.pairwise_distance(queries, prototypes)
+        tensor([[[ 0., 25.]]])
+        >>> innerloop.ops.pairwise_distance(queries, prototypes, "cosine")
+        tensor([[[0., 1.]]])
     """
     check_same_space(queries, prototypes, "prototypes", "[T, N, D]")
     check_positive(temperature, "temperature")

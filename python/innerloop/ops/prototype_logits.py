@@ -49,6 +49,12 @@ def prototype_logits(
 
     Raises:
         TypeError, ValueError: as :func:`prototypes` and :func:`pairwise_distance` do.
+
+    Examples:
+        >>> support, queries = torch.tensor([[[0.0], [2.0], [5.0]]]), torch.tensor([[[1.0], [4.0]]])
+        >>> innerloop.ops.prototype_logits(support, torch.tensor([[0, 0, 1]]), queries, num_classes=2)
+        tensor([[[ -0., -16.],
+                 [ -9.,  -1.]]])
     """
     check_same_space(queries, support, "support", "[T, S, D]")
     check_choice(metric, "metric", get_args(Metric))
@@ -84,6 +90,14 @@ def prototype_loss(
     Raises:
         TypeError, ValueError: as :func:`prototype_logits` does, and for query_labels out of range, or a task without a
             valid query.
+
+    Examples:
+        >>> support, queries = torch.randn(8, 5, 64, requires_grad=True), torch.randn(8, 5, 64)
+        >>> labels = torch.arange(5).expand(8, 5)
+        >>> losses, logits = innerloop.ops.prototype_loss(support, labels, queries, labels, num_classes=5)
+        >>> losses.shape, logits.shape
+        (torch.Size([8]), torch.Size([8, 5, 5]))
+        >>> losses.mean().backward()
     """
     check_same_space(queries, support, "support", "[T, S, D]")
     labels = _checked_support_labels(support, labels, num_classes, temperature, mask)

@@ -29,6 +29,12 @@ def prototypes(embeddings: Tensor, labels: Tensor, num_classes: int, mask: Tenso
         TypeError, ValueError: a dtype or a shape that does not fit, a label out of range, or a class without a sample;
             the message names the argument, the task and the class. Under torch.compile and under torch.func.vmap over
             labels no value can be looked at: there a class without a sample has the prototype 0.
+
+    Examples:
+        >>> embeddings = torch.tensor([[[0.0, 0.0], [4.0, 2.0], [2.0, 0.0]]])
+        >>> innerloop.ops.prototypes(embeddings, torch.tensor([[0, 1, 0]]), num_classes=2)
+        tensor([[[1., 0.],
+                 [4., 2.]]])
     """
     check_float(embeddings, "embeddings")
     check_dims(embeddings, "embeddings", "[T, S, D]")

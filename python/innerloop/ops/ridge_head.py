@@ -42,6 +42,12 @@ def ridge_head(
             be looked at: there a label out of range is of no class.
         RuntimeError: the system of a task is not positive definite in float64, which the message names: its embeddings
             are not finite, or λ is below the rounding of their inner products.
+
+    Examples:
+        >>> support = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])
+        >>> innerloop.ops.ridge_head(support, torch.tensor([[0, 1]]), queries=support, num_classes=2)
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.9000]]])
     """
     check_same_space(queries, support, "support", "[T, S, D]")
     check_kernel("gram_matrix", support, "support")

@@ -63,6 +63,12 @@ def svm_head(
 
     Returns: scores [T, Q, N] in support's dtype, differentiable once in support and queries. MetaOptNet scales them by
     a learned number before the softmax.
+
+    Examples:
+        >>> support = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> scores = innerloop.ops.svm_head(support, torch.tensor([[0, 1]]), queries=support, num_classes=2)
+        >>> scores.argmax(2)
+        tensor([[0, 1]])
     """
     check_same_space(queries, support, "support", "[T, S, D]")
     solution = svm_solve(
