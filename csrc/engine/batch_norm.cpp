@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "engine/layers.h"
-#include "engine/memory.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
@@ -31,11 +30,11 @@ class BatchNorm final : public Layer<T> {
         channels_(x_.stride),
         weight_(context.offset(node.weight)),
         bias_(context.offset(node.bias)),
-        ones_(memory_.take(channels_)),
-        zeros_(memory_.take(channels_)),
-        running_mean_(memory_.take(channels_)),
-        running_rstd_(memory_.take(channels_)),
-        row_sums_{memory_.take(channels_), memory_.take(channels_)},
+        ones_(context.memory.take(channels_)),
+        zeros_(context.memory.take(channels_)),
+        running_mean_(context.memory.take(channels_)),
+        running_rstd_(context.memory.take(channels_)),
+        row_sums_{context.memory.take(channels_), context.memory.take(channels_)},
         sums_{std::vector<double>(static_cast<size_t>(channels_)),
               std::vector<double>(static_cast<size_t>(channels_))} {
     std::fill_n(ones_, channels_, T(1));
@@ -264,7 +263,6 @@ class BatchNorm final : public Layer<T> {
   const T eps_;
   const ValueLayout x_, y_;
   const int64_t channels_, weight_, bias_;
-  Memory<T> memory_;
   T *ones_, *zeros_, *running_mean_, *running_rstd_;
   T* row_sums_[2];
   std::vector<double> sums_[2];

@@ -19,7 +19,7 @@ class BlocksWorker final : public Worker {
       : engine_(shared),
         request_(shared.request),
         plan_(shared.plan),
-        layers_(make_layers(shared.plan, shared.request)),
+        layers_(make_layers(shared.plan, shared.request, memory_)),
         output_(request_.program->output),
         loss_(request_.loss, request_.label_smoothing, output_layout().shape.channels, output_layout().stride),
         support_samples_(request_.support, at(plan_.values, plan_.input), output_layout().shape.channels),
@@ -435,6 +435,8 @@ class BlocksWorker final : public Worker {
   BlocksEngine<T>& engine_;
   const Request<T>& request_;
   const Plan& plan_;
+  Arena arena_;
+  Memory<T> memory_{arena_};
   std::vector<std::unique_ptr<Layer<T>>> layers_;  // by step
   std::vector<Layer<T>*> owners_;                  // those that stand for their weights themselves
   const int output_;
@@ -443,7 +445,6 @@ class BlocksWorker final : public Worker {
   const bool backward_;      // gradients are wanted
   const bool keeps_passes_;  // … of second order: the support passes are kept for the way back
 
-  Memory<T> memory_;
   Pass<T> fixed_support_, fixed_query_, query_, statistics_, tangent_;
   std::vector<Pass<T>> supports_;  // by k
   T* own_initial_ = nullptr;       // θ₀ where a parameter is per task

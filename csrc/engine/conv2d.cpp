@@ -3,7 +3,6 @@
 
 #include "engine/convolution_shape.h"
 #include "engine/layers.h"
-#include "engine/memory.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
@@ -21,12 +20,12 @@ class Conv2d final : public Layer<T> {
         dy_image_((y_.shape.height + 2 * halo_) * (y_.shape.width + 2 * halo_) * y_.stride),
         weight_(context.offset(node.weight)),
         bias_(context.offset(node.bias)),
-        prepared_(memory_.take(convolution_.prepared_size())),
-        prepared_direction_(memory_.take(convolution_.prepared_size())),
-        scratch_(memory_.take(convolution_.scratch_size())),
-        gradient_scratch_(memory_.take(convolution_.scratch_size())),
-        dy_(memory_.take(group_ * dy_image_)),
-        dy_tangent_(memory_.take(group_ * dy_image_)) {}
+        prepared_(context.memory.take(convolution_.prepared_size())),
+        prepared_direction_(context.memory.take(convolution_.prepared_size())),
+        scratch_(context.memory.take(convolution_.scratch_size())),
+        gradient_scratch_(context.memory.take(convolution_.scratch_size())),
+        dy_(context.memory.take(group_ * dy_image_)),
+        dy_tangent_(context.memory.take(group_ * dy_image_)) {}
 
   void forward(const T* theta, const Primal<T>& p) override {
     const T* w = convolution_.prepare_forward(theta + weight_, prepared_);
@@ -119,7 +118,6 @@ class Conv2d final : public Layer<T> {
   const ValueLayout x_, y_;
   const Convolution<T> convolution_;
   const int64_t group_, halo_, dy_image_, weight_, bias_;
-  Memory<T> memory_;
   T *prepared_, *prepared_direction_, *scratch_, *gradient_scratch_, *dy_, *dy_tangent_;
 };
 

@@ -13,7 +13,6 @@
 
 #include "engine/block_vectors.h"
 #include "engine/convolution_shape.h"
-#include "engine/memory.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
@@ -104,15 +103,15 @@ class ConvBlock final : public Layer<T> {
         conv_bias_(context.offset(nodes.conv->bias)),
         gamma_(context.offset(nodes.norm->weight)),
         beta_(context.offset(nodes.norm->bias)),
-        ones_(memory_.take(channels_)),
-        zeros_(memory_.take(channels_)),
-        B_tangent_(memory_.take(channels_)),
-        G_tangent_(memory_.take(channels_)),
-        prepared_(memory_.take(convolution_.prepared_size())),
-        prepared_direction_(memory_.take(convolution_.prepared_size())),
-        scratch_(memory_.take(convolution_.scratch_size())),
-        dz_(memory_.take(group_ * dz_image_)),
-        dz_tangent_(memory_.take(group_ * dz_image_)),
+        ones_(context.memory.take(channels_)),
+        zeros_(context.memory.take(channels_)),
+        B_tangent_(context.memory.take(channels_)),
+        G_tangent_(context.memory.take(channels_)),
+        prepared_(context.memory.take(convolution_.prepared_size())),
+        prepared_direction_(context.memory.take(convolution_.prepared_size())),
+        scratch_(context.memory.take(convolution_.scratch_size())),
+        dz_(context.memory.take(group_ * dz_image_)),
+        dz_tangent_(context.memory.take(group_ * dz_image_)),
         moments_(channels_) {
     std::fill_n(ones_, channels_, T(1));
   }
@@ -439,7 +438,6 @@ class ConvBlock final : public Layer<T> {
   const int64_t height_, width_, group_, halo_;  // of z; images a group; halo of its gradient
   const int64_t z_row_, z_image_, dz_row_, dz_image_;
   const int64_t weight_, conv_bias_, gamma_, beta_;  // offsets in packed arrays, −1: none
-  Memory<T> memory_;
   T *ones_, *zeros_, *B_tangent_, *G_tangent_;
   T *prepared_, *prepared_direction_, *scratch_;
   T *dz_, *dz_tangent_;  // gradients of a group's z; their halo stays 0

@@ -21,7 +21,6 @@
 
 #include "engine/block_vectors.h"
 #include "engine/convolution_shape.h"
-#include "engine/memory.h"
 #include "engine/patch_moments.h"
 #include "kernels/chosen_patches.h"
 
@@ -64,14 +63,15 @@ class FirstBlock final : public Layer<T> {
         conv_bias_(context.offset(nodes.conv->bias)),
         gamma_(context.offset(nodes.norm->weight)),
         beta_(context.offset(nodes.norm->bias)),
-        ones_(memory_.take(channels_)),
-        zeros_(memory_.take(channels_)),
-        start_(memory_.take(channels_)),
-        sums_(memory_.take(channels_)),
-        D_tangent_(memory_.take(patch_ * channels_)),
-        z_tangent_(memory_.take(y_.dense_row())),
-        image_(looks_up_ ? nullptr
-                         : memory_.take((convolution_.output_height() + 2 * convolution_.gradient_halo()) * dz_row_)),
+        ones_(context.memory.take(channels_)),
+        zeros_(context.memory.take(channels_)),
+        start_(context.memory.take(channels_)),
+        sums_(context.memory.take(channels_)),
+        D_tangent_(context.memory.take(patch_ * channels_)),
+        z_tangent_(context.memory.take(y_.dense_row())),
+        image_(looks_up_
+                   ? nullptr
+                   : context.memory.take((convolution_.output_height() + 2 * convolution_.gradient_halo()) * dz_row_)),
         moments_{PatchMoments<T>(convolution_.shape()), PatchMoments<T>(convolution_.shape())} {
     std::fill_n(ones_, channels_, T(1));
   }
@@ -380,7 +380,6 @@ class FirstBlock final : public Layer<T> {
   const int64_t origin_, z_row_, dz_row_;            // first patch of an image in x; rows of z and of its gradient
   const bool looks_up_;                              // by kernels/chosen_patches.h
   const int64_t weight_, conv_bias_, gamma_, beta_;  // offsets in packed arrays, −1: none
-  Memory<T> memory_;
   T *ones_, *zeros_, *start_, *sums_, *D_tangent_, *z_tangent_;
   T* image_;                    // one image of z or of its gradient
   PatchMoments<T> moments_[2];  // by side

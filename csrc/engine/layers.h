@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/layer.h"
+#include "engine/memory.h"
 
 namespace innerloop::INNERLOOP_ISA {
 
@@ -14,7 +15,8 @@ struct LayerContext {
   const Request<T>& request;
   const std::vector<ValueLayout>& values;          // by value
   const std::vector<PackedParameter>& parameters;  // by parameter
-  int64_t max_samples = 0;                         // of a pass
+  int64_t max_samples;                             // of a pass
+  Memory<T>& memory;                               // of the worker that the layer belongs to
 
   const ValueLayout& value(int index) const { return values[static_cast<size_t>(index)]; }
   // Offset of a parameter in packed arrays; -1: the layer has none.

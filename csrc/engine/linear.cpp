@@ -1,6 +1,5 @@
 // y = x·W + b, W packed as [inputs][outputs].
 #include "engine/layers.h"
-#include "engine/memory.h"
 #include "kernels/gemm.h"
 
 namespace innerloop::INNERLOOP_ISA {
@@ -15,8 +14,8 @@ class Linear final : public Layer<T> {
         y_row_(context.value(node.output).stride),
         weight_(context.offset(node.weight)),
         bias_(context.offset(node.bias)),
-        transposed_(memory_.take(y_row_ * x_row_)),
-        transposed_direction_(memory_.take(y_row_ * x_row_)) {}
+        transposed_(context.memory.take(y_row_ * x_row_)),
+        transposed_direction_(context.memory.take(y_row_ * x_row_)) {}
 
   void forward(const T* theta, const Primal<T>& p) override {
     multiply<T>(products(p.samples), {{p.x[0], theta + weight_}}, bias_of(theta), p.y);
@@ -78,7 +77,6 @@ class Linear final : public Layer<T> {
   }
 
   const int64_t inputs_, x_row_, y_row_, weight_, bias_;
-  Memory<T> memory_;
   T *transposed_, *transposed_direction_;
 };
 

@@ -14,7 +14,6 @@
 
 #include <algorithm>
 
-#include "engine/memory.h"
 #include "kernels/gemm.h"
 
 namespace innerloop::INNERLOOP_ISA {
@@ -35,13 +34,13 @@ class LowRankLinear final : public Layer<T> {
         keeps_steps_(context.request.wants_gradients()) {
     const int64_t rows = max_support_ + context.request.query.count;
     const int64_t steps = keeps_steps_ ? context.request.steps : std::min<int64_t>(context.request.steps, 1);
-    x_ = memory_.take(rows * x_row_);
-    start_ = memory_.take(rows * y_row_);
-    gram_ = memory_.take(rows * max_support_);
-    changes_ = memory_.take((steps + 1) * max_support_ * y_row_);
-    gradients_ = memory_.take(std::max<int64_t>(steps, 1) * max_support_ * y_row_);
-    directions_ = memory_.take(rows * y_row_);
-    along_v_ = memory_.take(max_support_ * y_row_);
+    x_ = context.memory.take(rows * x_row_);
+    start_ = context.memory.take(rows * y_row_);
+    gram_ = context.memory.take(rows * max_support_);
+    changes_ = context.memory.take((steps + 1) * max_support_ * y_row_);
+    gradients_ = context.memory.take(std::max<int64_t>(steps, 1) * max_support_ * y_row_);
+    directions_ = context.memory.take(rows * y_row_);
+    along_v_ = context.memory.take(max_support_ * y_row_);
   }
 
   bool owns_weight() const override { return true; }
@@ -159,7 +158,6 @@ class LowRankLinear final : public Layer<T> {
   const int64_t inputs_, outputs_, x_row_, y_row_, weight_, bias_, max_support_;
   const bool keeps_steps_;
 
-  Memory<T> memory_;
   int64_t support_ = 0, rows_ = 0;  // samples of the task
   T* x_;                            // X
   T* start_;                        // X·W_0

@@ -188,9 +188,9 @@ Plan make_plan(const Request<T>& request) {
 }
 
 template <class T>
-std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request) {
+std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request, Memory<T>& memory) {
   const LayerContext<T> context{request, plan.values, plan.parameters,
-                                std::max(request.support.count, request.query.count)};
+                                std::max(request.support.count, request.query.count), memory};
   std::vector<std::unique_ptr<Layer<T>>> layers;
   for (const Step& step : plan.steps) {
     const Node& first = request.program->nodes[static_cast<size_t>(step.nodes[0])];
@@ -214,7 +214,7 @@ std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Reque
 
 template Plan make_plan(const Request<float>&);
 template Plan make_plan(const Request<double>&);
-template std::vector<std::unique_ptr<Layer<float>>> make_layers(const Plan&, const Request<float>&);
-template std::vector<std::unique_ptr<Layer<double>>> make_layers(const Plan&, const Request<double>&);
+template std::vector<std::unique_ptr<Layer<float>>> make_layers(const Plan&, const Request<float>&, Memory<float>&);
+template std::vector<std::unique_ptr<Layer<double>>> make_layers(const Plan&, const Request<double>&, Memory<double>&);
 
 }  // namespace innerloop::INNERLOOP_ISA

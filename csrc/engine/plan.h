@@ -22,8 +22,8 @@ struct Plan : Graph {
 template <class T>
 Plan make_plan(const Request<T>& request);
 
-// The layers of the plan's steps, for one thread.
+// The layers of the plan's steps, for one thread; memory must outlive them.
 template <class T>
-std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request);
+std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request, Memory<T>& memory);
 
 }  // namespace innerloop::INNERLOOP_ISA

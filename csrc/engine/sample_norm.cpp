@@ -8,7 +8,6 @@
 #include <cmath>
 
 #include "engine/layers.h"
-#include "engine/memory.h"
 
 namespace innerloop::INNERLOOP_ISA {
 namespace {
