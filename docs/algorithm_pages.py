@@ -1,6 +1,7 @@
 """The directive ``algorithm``: what an algorithm's class says of it, its options, and its measured test accuracy.
 
     ```{algorithm} maml
+    What is read where the page is not built: on GitHub, say.
     ```
 
 Nothing of it is written twice: the words are the class's docstring, the options its constructor's, as the command line
@@ -29,6 +30,7 @@ SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:")
 
 class AlgorithmDirective(SphinxDirective):
     required_arguments = 1
+    has_content = True  # and it is left out
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
+from innerloop import layer_rules
+from innerloop.program import Kind
 from innerloop.registry import algorithms, datasets
 from pages import ROOT, compare, fenced_blocks, needs_a_peer, python_blocks, run
 from rivals import PEERS
@@ -97,6 +102,45 @@ def test_the_page_on_kernels_quotes_the_sources() -> None:
     quoted = fenced_blocks("adding-a-kernel.md", "cpp")
     assert quoted
     assert all(block in sources for block in quoted)
+
+
+def test_the_layers_of_the_page_compile(tmp_path: Path) -> None:
+    """Its C++, put where the page says, and the lines that it asks for in words."""
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+
+    def put(text: str, before: str, file: str) -> None:
+        source = (csrc / file).read_text()
+        assert source.count(before) == 1
+        (csrc / file).write_text(source.replace(before, text + before))
+
+    softplus, softplus_case, kind, layout, shape, prelu, made = fenced_blocks("adding-a-layer.md", "cpp")
+    put(f"{kind}  softplus = 16,\n", "};\n\nconst char* kind_name", "program/program.h")
+    put(softplus, "\n// Calls work(f)", "engine/activation_functions.h")
+    put(softplus_case, "    default:  // gelu", "engine/activation_functions.h")
+    put(layout, "    case Kind::max_pool:\n      return {1, 0, 6};", "program/program.cpp")
+    put(shape, "      case Kind::conv2d: {\n        check_image", "program/program.cpp")
+    put(made, "    default:\n      return make_activation", "engine/plan.cpp")
+    declaration = re.search(r"^template <class T>\n(.* make_prelu\(.*\)) {$", prelu, re.MULTILINE)
+    put(f"template <class T>\n{declaration[1]};\n", "\n}  // namespace innerloop", "engine/layers.h")
+    (csrc / "engine" / "prelu.cpp").write_text(prelu)
+    for file in ("engine/prelu.cpp", "engine/activation.cpp", "engine/plan.cpp", "program/program.cpp"):
+        command = ["c++", "-std=c++20", "-fsyntax-only", "-DINNERLOOP_ISA=baseline", f"-I{csrc}", csrc / file]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_layers_of_the_page_have_the_next_numbers_and_rules() -> None:
+    softplus, softplus_entry, kind, prelu, prelu_entry, rows = python_blocks("adding-a-layer.md")
+    assert kind.split() == ["PRELU", "=", str(max(Kind) + 1)]
+    kinds = SimpleNamespace(PRELU=15, SOFTPLUS=16)
+    builder = SimpleNamespace(add=lambda kind, input, **options: (kind, input, options), refuse=pytest.fail)
+    names: dict[str, Any] = {**vars(layer_rules), "Kind": kinds}
+    run(f"{softplus}\n{prelu}\nrules = {{\n{softplus_entry}{prelu_entry}}}", "adding-a-layer.md", names)
+    slopes = nn.PReLU(3)
+    assert names["rules"][nn.PReLU](builder, slopes, "x") == (15, "x", {"module": slopes})
+    assert names["rules"][nn.Softplus](builder, nn.Softplus(2.0), "x") == (16, "x", {"attributes": (2.0,)})
+    run(f"{{{rows}}}", "adding-a-layer.md", names | dict.fromkeys(("image", "vector", "data"), lambda layer: layer()))
 
 
 def test_every_algorithm_has_a_page() -> None:
