@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
-import warnings
+import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 import innerloop
 from innerloop import TaskBatch, ops
 from innerloop.checkpoint import CheckpointError, load_checkpoint
-from reliability import checkpoints, inputs, repeats
+from reliability import checkpoints, inputs, repeats, sound_calls
 
 PACKAGE = Path(innerloop.__file__).parent
 
@@ -110,12 +111,57 @@ def test_names_in_an_archive_lead_nowhere(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_bad_arguments_are_refused_by_name() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = inputs.run(400, seed=11)
-    assert found["failures"] == []
-    assert found["refused"] > 200
-    assert found["ops"] > 20
+    found = inputs.run([sys.executable, "-m", "reliability.inputs"], 500)
+    assert found.failures == []
+    assert found.by_op.total() >= 500
+    assert found.refused.total() > 250
+    assert found.returned.total() > 50
+    assert set(found.by_op) == set(sound_calls.by_op())
+
+
+def test_every_op_is_tried() -> None:
+    registered = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("innerloop::")}
+    # One has no arguments; the other is Python, which calls no kernel of ours.
+    assert registered - set(sound_calls.by_op()) == {"innerloop::instruction_set", "innerloop::maml_backward"}
+    assert {name for name in ops.__all__ if name.islower()} <= set(sound_calls.by_op())
+
+
+PLANTED = """
+import os, torch
+from reliability import inputs
+from reliability.sound_calls import Call
+
+def planted(points, labels):
+    if not isinstance(points, torch.Tensor) or not isinstance(labels, torch.Tensor):
+        raise TypeError("points and labels must be tensors")
+    if labels.dim() == 2 and labels.shape[1] > 6:
+        FAULT
+
+arguments = {"points": torch.zeros(2, 5, 7), "labels": torch.zeros(2, 6, dtype=torch.int64)}
+inputs.main({"planted": [Call("planted", planted, arguments)]})
+"""
+
+
+def with_fault(tmp_path: Path, fault: str) -> inputs.Found:
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED.replace("FAULT", fault))
+    return inputs.run([sys.executable, str(script)], 100)
+
+
+def test_a_planted_fault_is_found_once_and_made_small(tmp_path: Path) -> None:
+    (failure,) = with_fault(tmp_path, "raise ValueError('shapes differ')").failures
+    call, change = failure.removesuffix(": ValueError names no argument: shapes differ").split(": ")
+    assert call == "planted (sound call 0)"
+    assert change in ("labels resized(1, 7)", "every tensor size_becomes(6, 7)")
+
+
+def test_a_planted_crash_is_reported_and_the_next_batch_tried(tmp_path: Path) -> None:
+    flag = str(tmp_path / "crashed")
+    found = with_fault(tmp_path, f"os.path.exists({flag!r}) or (open({flag!r}, 'w'), os.abort())")
+    (failure,) = found.failures
+    assert re.match(r"batch 0: planted \(sound call 0\): .*(resized|size_becomes)", failure)
+    assert "the process ended with -6" in failure
+    assert found.by_op.total() >= 100
 
 
 LABELS = torch.tensor([[0, 1, 2]])

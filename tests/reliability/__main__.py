@@ -14,9 +14,7 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from innerloop.bench import machine
-from reliability import checkpoints, memory, repeats
+from reliability import checkpoints, inputs, memory, repeats
 
 ROOT = Path(__file__).parents[2]
 JSON, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
@@ -61,48 +59,11 @@ def damaged(long: bool) -> Row:
     return Row("damaged checkpoints", f"{count} files", checkpoints.damage(count))
 
 
-def inputs(long: bool) -> Row:
-    cases = int(os.environ.get("INNERLOOP_INPUTS", 100_000 if long else 1_500))
-    python = [str(ROOT / "tests" / "sanitized_python.sh")] if long else [sys.executable]
-    found = {"returned": 0, "refused": 0, "ops": 0}
-    failures: list[str] = []
-    first = crashes = 0
-    with tempfile.TemporaryFile() as progress:
-        while first < cases and crashes < 20:
-            os.pwrite(progress.fileno(), f"{first:12}".encode(), 0)
-            arguments = ["--cases", cases, "--first", first, "--progress", progress.fileno()]
-            done = subprocess.run(
-                [*python, "-m", "reliability.inputs", *map(str, arguments)],
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT / "tests"),
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                    "ASAN_OPTIONS": "allocator_may_return_null=1:max_allocation_size_mb=512",
-                },
-                cwd=ROOT,
-                pass_fds=[progress.fileno()],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode == 0:
-                result = json.loads(done.stdout.splitlines()[-1])
-                failures += result["failures"]
-                for name in ("returned", "refused"):
-                    found[name] += result[name]
-                found["ops"] = max(found["ops"], result["ops"])
-                break
-            crashes += 1
-            case = int(os.pread(progress.fileno(), 12, 0))
-            failures.append(f"case {case}: the process ended with {done.returncode}: {_reason(done.stderr)}")
-            first = case + 1
-    tried = f"{cases:,} calls of {found['ops']} ops: {found['refused']:,} refused, {found['returned']:,} returned"
-    return Row(f"bad arguments{', under ASan and UBSan' if long else ''}", tried, failures)
-
-
-def _reason(output: str) -> str:
-    """What a sanitizer or the interpreter said last."""
-    lines = [line for line in output.splitlines() if re.search(r"ERROR|error:|Error|Timeout|SUMMARY", line)]
-    return " / ".join((lines or output.splitlines())[-3:])[:500]
+def bad_inputs(long: bool) -> Row:
+    cases = int(os.environ.get("INNERLOOP_INPUTS", 100_000 if long else 2_000))
+    python = str(ROOT / "tests" / "sanitized_python.sh") if long else sys.executable
+    found = inputs.run([python, "-m", "reliability.inputs"], cases)
+    return Row(f"bad arguments{', under ASan and UBSan' if long else ''}", str(found), found.failures)
 
 
 def threads(long: bool) -> Row:
@@ -148,7 +109,7 @@ CHECKS: dict[str, Callable[[bool], Row]] = {
     "kills": killed,
     "disk": full_disk,
     "damage": damaged,
-    "inputs": inputs,
+    "inputs": bad_inputs,
     "threads": threads,
     "determinism": determinism,
     "memory": memory_in_training,
