@@ -19,7 +19,7 @@ from torch import nn
 import innerloop
 from innerloop import TaskBatch, ops
 from innerloop.checkpoint import CheckpointError, load_checkpoint
-from reliability import checkpoints, inputs, repeats, sound_calls
+from reliability import checkpoints, inputs, repeats, sound_calls, suite
 
 PACKAGE = Path(innerloop.__file__).parent
 
@@ -236,3 +236,26 @@ def test_full_disks() -> None:
 
 def test_eight_python_threads() -> None:
     assert repeats.python_threads(8, 3) == []
+
+
+def test_rows_of_tests_name_what_failed_and_why_a_test_was_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "test_planted.py"
+    file.write_text(
+        "import pytest\n\n"
+        "def test_good():\n    pass\n\n"
+        "def test_bad():\n    assert 1 == 2\n\n"
+        "def test_left_out():\n    pytest.skip('no disk')\n"
+    )
+    outcome = suite.run(suite.Tests("planted", (str(file),)), slow=False)
+    assert outcome.failures == ["test_planted::test_bad: assert 1 == 2"]
+    assert str(outcome) == "1 test passed; test_planted::test_left_out skipped: no disk"
+    (failure,) = suite.run(suite.Tests("planted", (f"{file}::test_renamed",)), slow=False).failures
+    assert "not found" in failure
+
+
+@pytest.mark.parametrize("name", suite.TESTS)
+def test_rows_of_tests_exist(name: str) -> None:
+    for test in suite.TESTS[name].names:
+        file, _, function = test.partition("::")
+        source = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        assert not function or f"\ndef {function}(" in source, test

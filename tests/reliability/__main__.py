@@ -1,7 +1,7 @@
 """./dev reliability: tries what must not go wrong, and prints what was tried and what failed.
 
-    ./dev reliability             the short form, a minute or two
-    ./dev reliability --long      the long form, half an hour and more; its results go to docs/reliability.json, with
+    ./dev reliability             the short form, minutes
+    ./dev reliability --long      the long form, an hour and more; its results go to docs/reliability.json, with
                                   date and machine, and from there into the table of docs/reliability.md
     ./dev reliability NAME...     these checks alone, in either form
 
@@ -18,11 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from innerloop.bench import machine
-from reliability import checkpoints, inputs, memory, repeats
+from reliability import checkpoints, inputs, memory, repeats, suite
 
 ROOT = Path(__file__).parents[2]
 JSON, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
@@ -105,6 +106,11 @@ def memory_of_chunks(long: bool) -> Row:
     return Row("memory of a step, torch engine", tried, failures)
 
 
+def tests(name: str, long: bool) -> Row:
+    outcome = suite.run(suite.TESTS[name], slow=long)
+    return Row(suite.TESTS[name].what, str(outcome), outcome.failures)
+
+
 CHECKS: dict[str, Callable[[bool], Row]] = {
     "kills": killed,
     "disk": full_disk,
@@ -115,6 +121,7 @@ CHECKS: dict[str, Callable[[bool], Row]] = {
     "memory": memory_in_training,
     "tasks": memory_of_tasks,
     "chunks": memory_of_chunks,
+    **{name: partial(tests, name) for name in suite.TESTS},
 }
 
 
