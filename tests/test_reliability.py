@@ -248,7 +248,7 @@ def test_rows_of_tests_name_what_failed_and_why_a_test_was_skipped(tmp_path: Pat
     )
     outcome = suite.run(suite.Tests("planted", (str(file),)), slow=False)
     assert outcome.failures == ["test_planted::test_bad: assert 1 == 2"]
-    assert str(outcome) == "1 test passed; test_planted::test_left_out skipped: no disk"
+    assert str(outcome) == "tests: 1 passed, 1 skipped (no disk)"
     (failure,) = suite.run(suite.Tests("planted", (f"{file}::test_renamed",)), slow=False).failures
     assert "not found" in failure
 
