@@ -140,8 +140,9 @@ _ALT = {
 }
 
 _TWO_THREADS = """\
-Wall clock, one thread and two in turns; ratio: two threads' time over one's, so that 0.5 is perfect. Memory: growth
-with two threads."""
+Wall clock, one thread and two in turns; ratio: two threads' time over one's. Floor: half the time of two processes at
+once, of one thread each, over that of one alone, which is what the machine's two cores are worth; – where it was not
+measured. Memory: growth with two threads. [What keeps small nets from the floor](speed.md#two-threads)."""
 
 _RESNET = "MetaOptNet's ResNet-12, 5-way 5-shot with one query a class, against the torch engine."
 
@@ -337,13 +338,14 @@ def two_threads(results: dict[str, Any]) -> Iterator[str]:
             for rival, row in run["rows"].items():
                 head = [WORKLOADS[name].heading, RIVALS[rival].title]
                 if "failed" in row:
-                    yield [*head, row["failed"], "", "", ""]
+                    yield [*head, row["failed"], "", "", "", ""]
                     continue
                 one, two, ratio = row["one"]["median"], row["milliseconds"]["median"], row["ratio"]
                 share = f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})"
-                yield [*head, number(one), number(two), share, number(row["peak_megabytes"])]
+                floor = f"{row['floor']['median']:.2f}" if "floor" in row else "–"
+                yield [*head, number(one), number(two), share, floor, number(row["peak_megabytes"])]
 
-    return table(["", "", "one, ms", "two, ms", "ratio", "memory, MB"], rows())
+    return table(["", "", "one, ms", "two, ms", "ratio", "floor", "memory, MB"], rows())
 
 
 def resnet(results: dict[str, Any]) -> Iterator[str]:

@@ -81,8 +81,7 @@ class Worker:
         return self
 
     def ask(self, request: str) -> dict[str, float]:
-        self._send(f"{request}\n".encode())
-        return self._read()
+        return ask_at_once([self], request)[0]
 
     def _send(self, message: bytes) -> None:
         assert self._process.stdin is not None
@@ -112,6 +111,13 @@ def _import_folders() -> list[str]:
     """Where this process finds modules, but for its site-packages: those of another environment come before them."""
     installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     return [folder for folder in sys.path if folder and folder not in installed]
+
+
+def ask_at_once(workers: Sequence[Worker], request: str) -> list[dict[str, float]]:
+    """The answers of workers that were at it at the same time."""
+    for worker in workers:
+        worker._send(f"{request}\n".encode())
+    return [worker._read() for worker in workers]
 
 
 # --- is it the same gradient? -------------------------------------------------------------------
@@ -256,22 +262,35 @@ def measure(
 
 
 def measure_threads(workload: AnyWorkload, rivals: Mapping[str, Rival], effort: Effort) -> Rows:
-    """Wall clock with one thread and with two, in turns; the ratio is two threads' time to one's."""
+    """Wall clock with one thread and with two, in turns; the ratio is two threads' time to one's, and the floor the
+    least that it could be."""
     rows: Rows = {}
     for name, rival in rivals.items():
         try:
             with (
                 Worker(workload, rival, "float32", 1, effort.tasks) as one,
                 Worker(workload, rival, "float32", 2, effort.tasks) as two,
+                Worker(workload, rival, "float32", 1, effort.tasks) as other,
             ):
                 pair = {"one": Contestant(one, "wall"), "two": Contestant(two, "wall")}
-                for contestant in pair.values():
+                second = Contestant(other, "wall")
+                for contestant in (*pair.values(), second):
                     contestant.start()
                 race(pair, "one", effort)
-            rows[name] = {"one": spread(pair["one"].samples["wall"]), **pair["two"].row()}
+                row = {"one": spread(pair["one"].samples["wall"]), **pair["two"].row()}
+                rounds = len(pair["one"].samples["wall"])
+                rows[name] = {**row, "floor": spread([_floor(pair["one"], second) for _ in range(rounds)])}
         except WorkerError as failure:
             rows[name] = {"failed": str(failure)}
     return rows
+
+
+def _floor(one: Contestant, other: Contestant) -> float:
+    """What two cores are worth, as they may share memory and frequency: half the time of two processes at once, of one
+    thread each, to that of one of them alone."""
+    alone = one.sample()
+    both = ask_at_once([one.worker, other.worker], f"steps {one.steps}")
+    return 1e3 * statistics.mean(answer["wall"] for answer in both) / one.steps / alone / 2
 
 
 def summary(workload: AnyWorkload, rivals: Mapping[str, Rival], rows: Rows) -> str:
