@@ -164,6 +164,19 @@ def test_a_planted_crash_is_reported_and_the_next_batch_tried(tmp_path: Path) ->
     assert found.by_op.total() >= 100
 
 
+def test_so_many_tasks_without_elements_are_refused() -> None:
+    none = torch.zeros(1, 0, 7).expand(2**40, 0, 7)  # a loop over its tasks would not end
+    for call in (ops.pairwise_distance, lambda a, b: torch.ops.innerloop.inner_products(a, b, False)):
+        with pytest.raises(RuntimeError, match=r"(queries|a) has size 1099511627776 in dimension 0, expected at most"):
+            call(none, none)
+
+
+def test_large_systems_of_no_task() -> None:
+    size = 2**31 - 1
+    matrix = torch.empty(0, size, size, dtype=torch.float64)
+    assert torch.ops.innerloop.solve_positive_definite(matrix, matrix[..., :2]).shape == (0, size, 2)
+
+
 LABELS = torch.tensor([[0, 1, 2]])
 X = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
 

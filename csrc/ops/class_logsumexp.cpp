@@ -17,7 +17,7 @@ Tensor class_logsumexp_cpu(Tensor scores, Tensor labels, int64_t num_classes) {
     const T* from = a.const_data_ptr<T>();
     const int64_t* label = y.const_data_ptr<int64_t>();
     T* to = out.mutable_data_ptr<T>();
-    for_blocks(tasks, queries, rows_a_block, 10 * samples, [&](int64_t t, int64_t first, int64_t last) {
+    for_blocks(tasks, queries, rows_a_block, product(10, samples), [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * queries + first;
       INNERLOOP_CALL(class_logsumexp, from + row * samples, label + t * samples, last - first, samples, classes,
                      to + row * classes);

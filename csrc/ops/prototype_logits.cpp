@@ -32,7 +32,7 @@ Prototypes find_prototypes(const PrototypeLogits& n) {
   const int64_t* label = labels.const_data_ptr<int64_t>();
   T* means = found.means.mutable_data_ptr<T>();
   T* weights = found.weights.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, n.tasks, grain(n.samples * n.dim), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, n.tasks, grain(product(n.samples, n.dim)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       INNERLOOP_CALL(class_means, from + t * n.samples * n.dim, label + t * n.samples, n.samples, n.classes, n.dim,
                      means + t * n.classes * n.dim, weights + t * n.classes);
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> prototype_logits_cpu(Tensor support, Tensor l
     const T* rows = q.const_data_ptr<T>();
     const T* means = found->means.const_data_ptr<T>();
     T* out = logits.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.rows, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
+    for_blocks(n.tasks, n.rows, rows_a_block, product(n.classes, n.dim), [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.rows + first;
       INNERLOOP_CALL(squared_distances, rows + row * n.dim, means + t * n.classes * n.dim, last - first, n.classes,
                      n.dim, static_cast<T>(-1 / temperature), out + row * n.classes);
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(Tensor sup
     const T* means = found->means.const_data_ptr<T>();
     T* to_logits = logits.mutable_data_ptr<T>();
     T* to_gradient = gradient.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.rows, rows_a_block, n.classes * n.dim, [&](int64_t t, int64_t first, int64_t last) {
+    for_blocks(n.tasks, n.rows, rows_a_block, product(n.classes, n.dim), [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.rows + first;
       sums[static_cast<size_t>(t * blocks + first / rows_a_block)] = INNERLOOP_CALL(
           squared_distances_loss, rows + row * n.dim, means + t * n.classes * n.dim, last - first, n.classes, n.dim,
@@ -131,16 +131,17 @@ std::tuple<Tensor, Tensor> prototype_logits_backward_cpu(Tensor gradient, std::o
     T* to_queries = grad_queries.mutable_data_ptr<T>();
     T* to_means = grad_means.mutable_data_ptr<T>();
     T* to_support = grad_support.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.rows * n.classes, [&](int64_t i, int64_t first, int64_t last) {
-      const int64_t t = n.tasks - 1 - i;  // the loss has read these queries last: they may still be in a cache
-      const int64_t row = t * n.rows, mean = t * n.classes;
-      const double by = (factor == nullptr ? 1 : static_cast<double>(factor[t])) * -1 / temperature;
-      INNERLOOP_CALL(squared_distances_backward, upstream + row * n.classes, static_cast<T>(by), a + row * n.dim,
-                     b + mean * n.dim, n.rows, n.classes, n.dim, first, last, nontemporal, to_queries + row * n.dim,
-                     to_means + mean * n.dim);
-      INNERLOOP_CALL(class_means_backward, to_means + mean * n.dim, weight + mean, label + t * samples, samples, n.dim,
-                     first, last, nontemporal, to_support + t * samples * n.dim);
-    });
+    for_blocks(
+        n.tasks, n.dim, columns_a_block, product(2, n.rows, n.classes), [&](int64_t i, int64_t first, int64_t last) {
+          const int64_t t = n.tasks - 1 - i;  // the loss has read these queries last: they may still be in a cache
+          const int64_t row = t * n.rows, mean = t * n.classes;
+          const double by = (factor == nullptr ? 1 : static_cast<double>(factor[t])) * -1 / temperature;
+          INNERLOOP_CALL(squared_distances_backward, upstream + row * n.classes, static_cast<T>(by), a + row * n.dim,
+                         b + mean * n.dim, n.rows, n.classes, n.dim, first, last, nontemporal, to_queries + row * n.dim,
+                         to_means + mean * n.dim);
+          INNERLOOP_CALL(class_means_backward, to_means + mean * n.dim, weight + mean, label + t * samples, samples,
+                         n.dim, first, last, nontemporal, to_support + t * samples * n.dim);
+        });
   });
   return {grad_support, grad_queries};
 }

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> prototypes_cpu(Tensor embeddings, Tensor labels, int6
     const int64_t* label = y.const_data_ptr<int64_t>();
     T* to = means.mutable_data_ptr<T>();
     T* weight = weights.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, tasks, grain(product(samples, dim)), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         INNERLOOP_CALL(class_means, from + t * samples * dim, label + t * samples, samples, classes, dim,
                        to + t * classes * dim, weight + t * classes);
@@ -43,7 +43,7 @@ Tensor prototypes_backward_cpu(Tensor gradient, Tensor weights, Tensor labels) {
     const T* weight = w.const_data_ptr<T>();
     const int64_t* label = y.const_data_ptr<int64_t>();
     T* to = out.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, tasks, grain(samples * dim), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, tasks, grain(product(samples, dim)), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         INNERLOOP_CALL(class_means_backward, from + t * classes * dim, weight + t * classes, label + t * samples,
                        samples, dim, int64_t{0}, dim, nontemporal, to + t * samples * dim);

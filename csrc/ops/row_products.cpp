@@ -24,13 +24,14 @@ Tensor inner_products_cpu(Tensor a, Tensor b, bool float64) {
     A* to = out.mutable_data_ptr<A>();
     const T* x = left.const_data_ptr<T>();
     const T* y = right.const_data_ptr<T>();
-    torch::stable::parallel_for(0, tasks * blocks, grain(row_block * b_rows * dim), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t t = i / blocks, first = i % blocks * row_block, row = t * a_rows + first;
-        INNERLOOP_CALL(inner_products, x + row * dim, y + t * b_rows * dim, std::min(row_block, a_rows - first), b_rows,
-                       dim, false, to + row * b_rows, b_rows);
-      }
-    });
+    torch::stable::parallel_for(
+        0, tasks * blocks, grain(product(row_block, b_rows, dim)), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = i / blocks, first = i % blocks * row_block, row = t * a_rows + first;
+            INNERLOOP_CALL(inner_products, x + row * dim, y + t * b_rows * dim, std::min(row_block, a_rows - first),
+                           b_rows, dim, false, to + row * b_rows, b_rows);
+          }
+        });
   });
   return out;
 }
@@ -44,15 +45,16 @@ Tensor gram_matrix_cpu(Tensor rows) {
   const int64_t blocks = (count + row_block - 1) / row_block;
   for_type(x, [&]<class T>(T) {
     const T* from = x.const_data_ptr<T>();
-    torch::stable::parallel_for(0, tasks * blocks, grain(row_block * count * dim / 2), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t t = i / blocks, first = i % blocks * row_block, last = std::min(first + row_block, count);
-        const T* task = from + t * count * dim;
-        double* matrix = to + t * count * count;
-        INNERLOOP_CALL(inner_products, task + first * dim, task, last - first, last, dim, true, matrix + first * count,
-                       count);
-      }
-    });
+    torch::stable::parallel_for(
+        0, tasks * blocks, grain(product(row_block, count, dim) / 2), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = i / blocks, first = i % blocks * row_block, last = std::min(first + row_block, count);
+            const T* task = from + t * count * dim;
+            double* matrix = to + t * count * count;
+            INNERLOOP_CALL(inner_products, task + first * dim, task, last - first, last, dim, true,
+                           matrix + first * count, count);
+          }
+        });
   });
   for (int64_t t = 0; t < tasks; ++t) {
     double* matrix = to + t * count * count;
@@ -75,13 +77,15 @@ Tensor combine_rows_cpu(Tensor coefficients, Tensor rows) {
     const A* coefficient = c.const_data_ptr<A>();
     const T* from = x.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, tasks * blocks, grain(block * in_rows * out_rows), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t t = i / blocks, first = i % blocks * block;
-        INNERLOOP_CALL(combine_rows, coefficient + t * out_rows * in_rows, from + t * in_rows * dim + first, out_rows,
-                       in_rows, std::min(block, dim - first), dim, nontemporal, to + t * out_rows * dim + first);
-      }
-    });
+    torch::stable::parallel_for(
+        0, tasks * blocks, grain(product(block, in_rows, out_rows)), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = i / blocks, first = i % blocks * block;
+            INNERLOOP_CALL(combine_rows, coefficient + t * out_rows * in_rows, from + t * in_rows * dim + first,
+                           out_rows, in_rows, std::min(block, dim - first), dim, nontemporal,
+                           to + t * out_rows * dim + first);
+          }
+        });
   });
   return out;
 }

@@ -20,7 +20,7 @@ Tensor solve_positive_definite_cpu(Tensor matrix, Tensor right) {
   const double* sides = b.const_data_ptr<double>();
   double* solutions = out.mutable_data_ptr<double>();
   std::vector<int64_t> reached(static_cast<size_t>(tasks), size);
-  const int64_t operations = size * size * (size / 3 + 2 * columns);
+  const double operations = product(size, size, size) / 3 + product(2, size, size, columns);
   torch::stable::parallel_for(0, tasks, grain(operations), [&](int64_t begin, int64_t end) {
     std::vector<double> factor(static_cast<size_t>(size * size));
     for (int64_t t = begin; t < end; ++t) {

@@ -20,7 +20,7 @@ Tensor squared_distances_cpu(Tensor queries, Tensor points) {
     const T* a = q.const_data_ptr<T>();
     const T* b = p.const_data_ptr<T>();
     T* d = out.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.rows, rows_a_block, n.count * n.dim, [&](int64_t t, int64_t first, int64_t last) {
+    for_blocks(n.tasks, n.rows, rows_a_block, product(n.count, n.dim), [&](int64_t t, int64_t first, int64_t last) {
       const int64_t row = t * n.rows + first;
       INNERLOOP_CALL(squared_distances, a + row * n.dim, b + t * n.count * n.dim, last - first, n.count, n.dim, T(1),
                      d + row * n.count);
@@ -43,12 +43,13 @@ std::tuple<Tensor, Tensor> squared_distances_backward_cpu(Tensor gradient, Tenso
     const T* b = p.const_data_ptr<T>();
     T* to_queries = grad_queries.mutable_data_ptr<T>();
     T* to_points = grad_points.mutable_data_ptr<T>();
-    for_blocks(n.tasks, n.dim, columns_a_block, 2 * n.rows * n.count, [&](int64_t t, int64_t first, int64_t last) {
-      const int64_t row = t * n.rows, point = t * n.count;
-      INNERLOOP_CALL(squared_distances_backward, upstream + row * n.count, T(1), a + row * n.dim, b + point * n.dim,
-                     n.rows, n.count, n.dim, first, last, nontemporal, to_queries + row * n.dim,
-                     to_points + point * n.dim);
-    });
+    for_blocks(n.tasks, n.dim, columns_a_block, product(2, n.rows, n.count),
+               [&](int64_t t, int64_t first, int64_t last) {
+                 const int64_t row = t * n.rows, point = t * n.count;
+                 INNERLOOP_CALL(squared_distances_backward, upstream + row * n.count, T(1), a + row * n.dim,
+                                b + point * n.dim, n.rows, n.count, n.dim, first, last, nontemporal,
+                                to_queries + row * n.dim, to_points + point * n.dim);
+               });
   });
   return {grad_queries, grad_points};
 }

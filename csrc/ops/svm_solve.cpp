@@ -11,8 +11,8 @@
 namespace innerloop {
 namespace {
 
-int64_t operations(const SvmSizes& n) {
-  return 10 * n.classes * n.samples * n.samples * (n.samples + 10);
+double operations(const SvmSizes& n) {
+  return product(10, n.classes, n.samples, n.samples, n.samples + 10);
 }
 
 // (dual variables [T, S, N], the curvature that svm_kkt_solve asks for [T, S, N], residuals [T], iterations [T])
