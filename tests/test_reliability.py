@@ -164,11 +164,19 @@ def test_a_planted_crash_is_reported_and_the_next_batch_tried(tmp_path: Path) ->
     assert found.by_op.total() >= 100
 
 
+@pytest.mark.parametrize("calls", sound_calls.by_op().values(), ids=lambda calls: calls[0].name)
+def test_none_in_place_of_an_argument_is_refused_by_name(calls: list[sound_calls.Call]) -> None:
+    call = calls[0]
+    for name in call.arguments:
+        assert not inputs.outcome(call, {**call.arguments, name: None}), name
+
+
 def test_so_many_tasks_without_elements_are_refused() -> None:
     none = torch.zeros(1, 0, 7).expand(2**40, 0, 7)  # a loop over its tasks would not end
-    for call in (ops.pairwise_distance, lambda a, b: torch.ops.innerloop.inner_products(a, b, False)):
-        with pytest.raises(RuntimeError, match=r"(queries|a) has size 1099511627776 in dimension 0, expected at most"):
-            call(none, none)
+    with pytest.raises(RuntimeError, match="a has size 1099511627776 in dimension 0, expected at most 2147483647"):
+        torch.ops.innerloop.inner_products(none, none, False)
+    with pytest.raises(ValueError, match=r"queries has shape \(1099511627776, 0, 7\), expected sizes of at most"):
+        ops.pairwise_distance(none, none)
 
 
 def test_large_systems_of_no_task() -> None:

@@ -43,13 +43,14 @@ inline void check_floating(const Tensor& tensor, const char* name) {
   check_device(tensor, name);
 }
 
+// With no elements, or with stride 0, a tensor may have so many tasks that a loop over them never ends.
+constexpr int64_t largest_size = (int64_t{1} << 31) - 1;
+
 inline void check_dims(const Tensor& tensor, int64_t dims, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == dims, name, " must have ", dims, " dimensions, it has ", tensor.dim());
-  // With no elements, or with stride 0, a tensor may have so many tasks that a loop over them never ends.
-  constexpr int64_t largest = (int64_t{1} << 31) - 1;
   for (int64_t dim = 0; dim < dims; ++dim) {
-    STD_TORCH_CHECK(tensor.size(dim) <= largest, name, " has size ", tensor.size(dim), " in dimension ", dim,
-                    ", expected at most ", largest);
+    STD_TORCH_CHECK(tensor.size(dim) <= largest_size, name, " has size ", tensor.size(dim), " in dimension ", dim,
+                    ", expected at most ", largest_size);
   }
 }
 

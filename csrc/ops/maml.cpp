@@ -18,7 +18,7 @@ namespace {
 
 struct Cpu {
   static constexpr bool is_readable = true;
-  bool holds(const Tensor& tensor) const { return tensor.is_cpu(); }
+  bool holds(const Tensor& tensor) const { return tensor.defined() && tensor.is_cpu(); }
   const char* description() const { return "a CPU tensor"; }
 
   // new_zeros would do, but looks itself up by name: a microsecond for each of many results.

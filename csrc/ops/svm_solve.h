@@ -17,7 +17,8 @@ inline SvmSizes checked_svm_sizes(const Tensor& gram, const Tensor& labels, int6
   check_dims(labels, 2, "labels");
   const int64_t tasks = gram.size(0), samples = gram.size(1);
   check_size(gram, 2, samples, "gram");
-  STD_TORCH_CHECK(classes >= 1, classes_name, " is ", classes, ", expected at least 1");
+  STD_TORCH_CHECK(classes >= 1 && classes <= largest_size, classes_name, " is ", classes, ", expected 1 to ",
+                  largest_size);
   int64_t elements = 0;
   STD_TORCH_CHECK(!__builtin_mul_overflow(samples * samples, classes, &elements) && elements < (int64_t{1} << 40),
                   "the systems of ", samples, " samples and ", classes, " classes would be too large");

@@ -20,7 +20,7 @@ class Gpu {
   Gpu(const Tensor& support_x, const char* op) : support_x_(checked(support_x)), device_(support_x, op) {}
 
   bool holds(const Tensor& tensor) const {
-    return is_on_device(tensor) && tensor.get_device_index() == support_x_.get_device_index();
+    return tensor.defined() && is_on_device(tensor) && tensor.get_device_index() == support_x_.get_device_index();
   }
   const char* description() const { return "on support_x's device"; }
   Tensor zeros(const Tensor& like, const std::vector<int64_t>& sizes) const {

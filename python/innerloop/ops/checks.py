@@ -25,9 +25,11 @@ def check_float(tensor: Tensor, name: str) -> None:
 
 
 def check_dims(tensor: Tensor, name: str, shape: str) -> None:
-    """As many dimensions as shape, the way the message spells them, has names: "[T, S, D]"."""
+    """As many dimensions as shape, the way the message spells them, has names: "[T, S, D]"; no size beyond 2³¹."""
     if tensor.dim() != shape.count(",") + 1:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if any(size >= 2**31 for size in tensor.shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected sizes of at most 2³¹ − 1")
 
 
 def has_kernel(op: str, tensor: Tensor) -> bool:
