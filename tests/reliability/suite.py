@@ -101,7 +101,8 @@ def run(tests: Tests, slow: bool) -> Outcome:
         cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
     outcome = Outcome()
     for case in cases:
-        name = f"{case.get('classname')}::{case.get('name')}"
+        # Before the file's name comes a path, from wherever pytest finds a root.
+        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
         wrong = [*case.iter("failure"), *case.iter("error")]
         skipped = case.find("skipped")
         if wrong:
