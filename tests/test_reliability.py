@@ -260,6 +260,7 @@ def test_eight_python_threads() -> None:
 
 
 def test_rows_of_tests_name_what_failed_and_why_a_test_was_skipped(tmp_path: Path) -> None:
+    # One of each outcome. The skip is the planted one: that a row says how many tests did not run, and why.
     file = tmp_path / "test_planted.py"
     file.write_text(
         "import pytest\n\n"
