@@ -28,7 +28,7 @@ import innerloop
 from innerloop import Result, TaskBatch, engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
-from nets import assert_close, make, make_tasks
+from nets import assert_close, make, make_tasks, ragged
 
 # --- the space of networks ------------------------------------------------------------------------
 
@@ -307,6 +307,52 @@ def test_the_engines_agree(case: Case) -> None:
 @given(cases())
 def test_the_engines_agree_over_many_draws(case: Case) -> None:
     assert_agree(case)
+
+
+# --- where the samples lie ------------------------------------------------------------------------
+
+# Of whole vectors in any instruction set, which the engine reads in torch's memory; of others, which it copies.
+READERS: dict[str, Callable[[], nn.Module]] = {
+    "a layer": lambda: nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3)),
+    "two layers": lambda: nn.Sequential(Added(nn.Linear(16, 4), nn.Linear(16, 4)), nn.Tanh(), nn.Linear(4, 3)),
+    "an addition": lambda: nn.Sequential(Added(nn.Linear(16, 16), nn.Identity()), nn.Tanh(), nn.Linear(16, 3)),
+    "a norm": lambda: nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3)),
+    "a layer of 15": lambda: nn.Sequential(nn.Linear(15, 4), nn.Tanh(), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize("low_rank", [0, 2], ids=["plain", "low rank"])
+@pytest.mark.parametrize("adapt", ["all", "the head"])
+@pytest.mark.parametrize("masks", ["", "support", "query", "support query"])
+@pytest.mark.parametrize("reader", READERS)
+def test_samples_wherever_they_lie(force: Any, reader: str, masks: str, adapt: str, low_rank: int) -> None:
+    model = make(READERS[reader])
+    inputs = 15 if "15" in reader else 16
+    plain = make_tasks((inputs,))
+
+    def elsewhere(x: Tensor) -> Tensor:
+        """The same numbers in memory that starts in the middle of a vector and ends with the last of them."""
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+
+    support, query = ragged(plain) if "support" in masks else plain, ragged(plain) if "query" in masks else plain
+    tasks = TaskBatch(
+        elsewhere(support.support_x),
+        support.support_y,
+        elsewhere(query.query_x),
+        query.query_y,
+        support.support_mask,
+        query.query_mask,
+    )
+    head = None if adapt == "all" else str(len(model) - 1)
+    inner = InnerLoop.create(model, inner_lr=0.1, inner_steps=2, support_weight=0.3, adapt=head)
+    force((0, low_rank, 0, 0, 0))
+    found = []
+    for engine_name in ("native", "torch"):
+        result = engine.meta_result(model, tasks, inner, None, engine_name)
+        result.loss.backward()
+        found.append([result.loss, result.logits, *gradients_of(model)])
+    for actual, expected in zip(*found, strict=True):
+        assert_close(actual, expected, reader)
 
 
 # --- nothing is silently wrong --------------------------------------------------------------------

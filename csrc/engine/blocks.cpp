@@ -1,6 +1,7 @@
 #include "engine/blocks.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "engine/blocks_engine.h"
 #include "engine/loss.h"
@@ -221,7 +222,9 @@ class BlocksWorker final : public Worker {
     const int64_t K = request_.steps, S = request_.support.count, Q = request_.query.count;
     const size_t passes = static_cast<size_t>(keeps_passes_ ? std::max<int64_t>(K, 1) : 1);
     const PassMemory<T> memory(plan_, layers_, memory_);
-    const PassMaker<T, PassMemory<T>> make(plan_, request_, plan_.input, memory);
+    const bool in_place = support_samples_.in_place() && query_samples_.in_place();
+    const PassMaker<T, PassMemory<T>> make(plan_, request_, in_place ? std::nullopt : std::optional(plan_.input),
+                                           memory);
     fixed_support_ = make.fixed(Side::support, S);
     fixed_query_ = make.fixed(Side::query, Q);
     for (size_t k = 0; k < passes; ++k) supports_.push_back(make.moving(fixed_support_));
@@ -275,11 +278,11 @@ class BlocksWorker final : public Worker {
     }
     if (v_) std::fill_n(v_, plan_.moving_size, T(0));
     for (const std::unique_ptr<Layer<T>>& layer : layers_) layer->start_task();
-    const int64_t support = fixed_support_.samples =
-        support_samples_.load(task_, at(fixed_support_.values, plan_.input));
-    for (Pass<T>& pass : supports_) pass.samples = support;
-    statistics_.samples = support;
-    fixed_query_.samples = query_.samples = query_samples_.load(task_, at(fixed_query_.values, plan_.input));
+    support_samples_.load(task_, at(fixed_support_.values, plan_.input));
+    query_samples_.load(task_, at(fixed_query_.values, plan_.input));
+    for (Pass<T>& pass : supports_) pass.samples = support_samples_.valid();
+    fixed_support_.samples = statistics_.samples = support_samples_.valid();
+    fixed_query_.samples = query_.samples = query_samples_.valid();
     for (const Side side : {Side::support, Side::query}) {
       Pass<T>& pass = fixed(side);
       if (pass.samples == 0) continue;
@@ -316,7 +319,11 @@ class BlocksWorker final : public Worker {
     }
   }
 
-  const T* outputs(const Pass<T>& pass) const { return pass.values[output_i()]; }
+  const T* value(const Pass<T>& pass, int value) const {
+    if (value != plan_.input) return at(pass.values, value);
+    return (pass.side == Side::support ? support_samples_ : query_samples_).input();
+  }
+  const T* outputs(const Pass<T>& pass) const { return value(pass, output_); }
   T* gradient_of_output(const Pass<T>& pass) const { return pass.gradients[output_i()]; }
 
   // --- through the layers ------------------------------------------------------------------------
@@ -327,7 +334,7 @@ class BlocksWorker final : public Worker {
     p.side = pass.side;
     p.step = k;
     p.samples = pass.samples;
-    for (size_t i = 0; i < step.inputs.size(); ++i) p.x[i] = at(pass.values, step.inputs[i]);
+    for (size_t i = 0; i < step.inputs.size(); ++i) p.x[i] = value(pass, step.inputs[i]);
     p.y = at(pass.values, step.output);
     p.dy = at(pass.gradients, step.output);
     p.state = pass.states[s];

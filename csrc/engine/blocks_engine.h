@@ -12,11 +12,6 @@
 
 namespace innerloop::INNERLOOP_ISA {
 
-template <class T>
-void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict to) {
-  for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
-}
-
 // The plan, θ₀ and α packed, and the sums over tasks.
 template <class T>
 class BlocksEngine final : public Engine<T> {

@@ -13,6 +13,7 @@
 #include "engine/low_rank_linear.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/gemm.h"
 
@@ -34,7 +35,6 @@ class LowRankLinear final : public Layer<T> {
         keeps_steps_(context.request.wants_gradients()) {
     const int64_t rows = max_support_ + context.request.query.count;
     const int64_t steps = keeps_steps_ ? context.request.steps : std::min<int64_t>(context.request.steps, 1);
-    x_ = context.memory.take(rows * x_row_);
     start_ = context.memory.take(rows * y_row_);
     gram_ = context.memory.take(rows * max_support_);
     changes_ = context.memory.take((steps + 1) * max_support_ * y_row_);
@@ -48,12 +48,18 @@ class LowRankLinear final : public Layer<T> {
   void prepare(const T* theta, const Primal<T>& support, const Primal<T>& query) override {
     support_ = support.samples;
     rows_ = support.samples + query.samples;
-    std::copy_n(support.x[0], support_ * x_row_, x_);
-    std::copy_n(query.x[0], query.samples * x_row_, x_ + support_ * x_row_);
-    multiply<T>(
-        {.rows = rows_, .inner = inputs_, .columns = y_row_, .a_row = x_row_, .b_row = y_row_, .out_row = y_row_},
-        {{x_, theta + weight_}}, nullptr, start_);
-    multiply_rows<T>(rows_, support_, inputs_, x_, x_row_, x_, x_row_, T(0), gram_, support_);
+    sides_ = {Rows{support.x[0], 0, support.samples}, Rows{query.x[0], support.samples, query.samples}};
+    for (const Rows& side : sides_) {
+      multiply<T>({.rows = side.count,
+                   .inner = inputs_,
+                   .columns = y_row_,
+                   .a_row = x_row_,
+                   .b_row = y_row_,
+                   .out_row = y_row_},
+                  {{side.x, theta + weight_}}, nullptr, start_ + side.first * y_row_);
+      multiply_rows<T>(side.count, support_, inputs_, side.x, x_row_, support.x[0], x_row_, T(0),
+                       gram_ + side.first * support_, support_);
+    }
     for (int64_t i = 0; i < rows_ * support_; ++i) gram_[i] = -gram_[i];
     std::fill_n(changes_, support_ * y_row_, T(0));
     std::fill_n(directions_, rows_ * y_row_, T(0));
@@ -123,12 +129,24 @@ class LowRankLinear final : public Layer<T> {
   void add_support_gradient(T u) override { add(gradient_of(0), support_, u, directions_); }
 
   void finish_task(T* sum) override {
-    add_outer<T>(
-        {.points = rows_, .rows = inputs_, .columns = y_row_, .a_row = x_row_, .b_row = y_row_, .out_row = y_row_}, x_,
-        directions_, sum + weight_);
+    for (const Rows& side : sides_) {
+      add_outer<T>({.points = side.count,
+                    .rows = inputs_,
+                    .columns = y_row_,
+                    .a_row = x_row_,
+                    .b_row = y_row_,
+                    .out_row = y_row_},
+                   side.x, directions_ + side.first * y_row_, sum + weight_);
+    }
   }
 
  private:
+  // One side's rows of X, of which the first has this number.
+  struct Rows {
+    const T* x = nullptr;
+    int64_t first = 0, count = 0;
+  };
+
   T rate_at(int64_t k) const { return rate_.data[rate_.per_step ? k : 0]; }
   T* change(int64_t k) const { return changes_ + (keeps_steps_ ? k : 0) * max_support_ * y_row_; }
   T* gradient_of(int64_t k) const { return gradients_ + (keeps_steps_ ? k : 0) * max_support_ * y_row_; }
@@ -159,7 +177,7 @@ class LowRankLinear final : public Layer<T> {
   const bool keeps_steps_;
 
   int64_t support_ = 0, rows_ = 0;  // samples of the task
-  T* x_;                            // X
+  std::array<Rows, 2> sides_;       // X
   T* start_;                        // X·W_0
   T* gram_;                         // −G [rows][support]
   T* changes_;                      // E_k by k, or the latest

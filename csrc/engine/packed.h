@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/plan.h"
+#include "kernels/gemm.h"
 
 namespace innerloop::INNERLOOP_ISA {
 
@@ -67,13 +68,34 @@ class PackedRate {
 };
 
 template <class T>
+void add_scaled(const T* __restrict from, int64_t count, T scale, T* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
+}
+
+template <class T>
 void pack(const T* from, const PackedParameter& parameter, T* packed) {
+  if (parameter.taps == 1) {
+    transpose(parameter.outputs, parameter.inputs, from, parameter.inputs, packed + parameter.offset,
+              parameter.output_stride);
+    return;
+  }
   parameter.for_each([&](int64_t index, int64_t place) { packed[place] = from[index]; });
 }
 
 // to += scale times the packed parameter, in torch's layout.
 template <class T>
 void unpack(const T* packed, const PackedParameter& parameter, T scale, T* to) {
+  if (parameter.taps == 1) {
+    constexpr int64_t strip = 16;
+    std::vector<T> transposed(static_cast<size_t>(strip * parameter.inputs));
+    for (int64_t o = 0; o < parameter.outputs; o += strip) {
+      const int64_t count = std::min(strip, parameter.outputs - o), size = count * parameter.inputs;
+      transpose(parameter.inputs, count, packed + parameter.offset + o, parameter.output_stride, transposed.data(),
+                parameter.inputs);
+      add_scaled(transposed.data(), size, scale, to + o * parameter.inputs);
+    }
+    return;
+  }
   parameter.for_each([&](int64_t index, int64_t place) { to[index] += scale * packed[place]; });
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "engine/graph.h"
@@ -29,8 +30,8 @@ inline bool belongs(const Step& step, Part part) {
 template <class T, class Memory>
 class PassMaker {
  public:
-  // input: the value that samples are loaded into.
-  PassMaker(const Graph& graph, const Request<T>& request, int input, const Memory& memory)
+  // input: the value that samples are loaded into, if they are.
+  PassMaker(const Graph& graph, const Request<T>& request, std::optional<int> input, const Memory& memory)
       : graph_(graph),
         output_(request.program->output),
         input_(input),
@@ -93,7 +94,8 @@ class PassMaker {
   }
 
   const Graph& graph_;
-  const int output_, input_;
+  const int output_;
+  const std::optional<int> input_;
   const bool backward_;
   const Memory& memory_;
 };

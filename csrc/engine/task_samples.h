@@ -1,4 +1,5 @@
-// The samples of one task on one side, as the blocks executor holds them: the valid ones, brought together.
+// The samples of one task on one side, as the blocks executor reads them: the valid ones one after another, brought
+// together, or where they lie in torch's memory if they lie so there.
 #pragma once
 
 #include <algorithm>
@@ -17,24 +18,32 @@ class TaskSamples {
       : samples_(samples),
         input_(input),
         outputs_(outputs),
+        in_place_(!samples.mask && input.pixels() == 1 && input.stride == input.shape.channels &&
+                  input.stride % lanes<T> == 0),
         labels_(samples.labels ? static_cast<size_t>(samples.count) : 0),
         values_(samples.targets ? static_cast<size_t>(samples.count * outputs) : 0) {}
 
-  // Brings the task's valid samples into the network's input, and its targets here; returns their number.
-  int64_t load(int64_t task, T* input) {
-    if (samples_.x == nullptr) return 0;
-    int64_t valid = 0;
+  // Whether they are read where they lie: load() then needs no memory.
+  bool in_place() const { return in_place_; }
+
+  // Brings the task's valid samples into memory of the input's layout, and its targets here.
+  void load(int64_t task, T* memory) {
+    valid_ = 0;
+    if (samples_.x == nullptr) return;
+    input_data_ = in_place_ ? samples_.x + task * samples_.count * input_.stride : memory;
     for_valid(task, [&](int64_t index) {
-      load_sample(samples_.x + index * input_.shape.size(), valid, input);
-      if (samples_.labels) labels_[static_cast<size_t>(valid)] = samples_.labels[index];
+      if (!in_place_) load_sample(samples_.x + index * input_.shape.size(), valid_, memory);
+      if (samples_.labels) labels_[static_cast<size_t>(valid_)] = samples_.labels[index];
       if (samples_.targets)
-        std::copy_n(samples_.targets + index * outputs_, outputs_, &values_[static_cast<size_t>(valid * outputs_)]);
-      ++valid;
+        std::copy_n(samples_.targets + index * outputs_, outputs_, &values_[static_cast<size_t>(valid_ * outputs_)]);
+      ++valid_;
     });
-    return valid;
   }
 
-  // Of the task loaded last.
+  // --- of the task loaded last --------------------------------------------------------------------
+
+  int64_t valid() const { return valid_; }
+  const T* input() const { return input_data_; }
   Targets<T> targets() const { return {labels_.data(), values_.data()}; }
 
   // Outputs [valid samples][stride] to their places in [T, samples, outputs].
@@ -73,6 +82,9 @@ class TaskSamples {
   const Samples<T> samples_;
   const ValueLayout input_;
   const int64_t outputs_;
+  const bool in_place_;
+  int64_t valid_ = 0;
+  const T* input_data_ = nullptr;
   std::vector<int64_t> labels_;
   std::vector<T> values_;
 };
