@@ -19,7 +19,7 @@ from innerloop.bench.workloads import WORKLOADS, Workload, make_arrays, make_mod
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
 
-PATHS = ("lanes", "low_rank", "conv_block", "winograd", "patch_moments")
+PATHS = ("lanes", "low_rank", "conv_block", "winograd", "patch_moments", "kept_passes")
 AUTOMATIC, OFF = 1, 0
 
 

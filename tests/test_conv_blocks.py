@@ -17,13 +17,13 @@ from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
 
 # lanes, low_rank, conv_block, winograd, patch_moments: 0 off, 2 forced
-PLAIN = (0, 0, 0, 0, 0)
+PLAIN = (0, 0, 0, 0, 0, 0)
 PATHS = {
-    "winograd alone": (0, 0, 0, 2, 0),
-    "block": (0, 0, 2, 0, 0),
-    "block, winograd": (0, 0, 2, 2, 0),
-    "block, patch moments": (0, 0, 2, 0, 2),
-    "all": (0, 0, 2, 2, 2),
+    "winograd alone": (0, 0, 0, 2, 0, 2),
+    "block": (0, 0, 2, 0, 0, 0),
+    "block, winograd": (0, 0, 2, 2, 0, 2),
+    "block, patch moments": (0, 0, 2, 0, 2, 0),
+    "all": (0, 0, 2, 2, 2, 2),
 }
 
 

@@ -19,7 +19,7 @@ from innerloop.inner_loop import InnerLoop, Rate
 from innerloop.ops import maml as native
 from nets import make, make_tasks, ragged
 
-PLAIN, SPECIALISED = (0, 0, 0, 0, 0), (2, 2, 2, 2, 2)
+PLAIN, SPECIALISED = (0, 0, 0, 0, 0, 0), (2, 2, 2, 2, 2, 2)
 IMAGE = (2, 7, 6)
 VECTOR = (6,)
 

@@ -17,7 +17,7 @@ from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
 
-LANES, BLOCKS = (2, 0, 0, 0, 0), (0, 0, 0, 0, 0)
+LANES, BLOCKS = (2, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0)
 
 
 def chain(*activations: nn.Module, bias: bool = True) -> nn.Module:

@@ -14,7 +14,7 @@ from innerloop.inner_loop import InnerLoop
 from nets import assert_close, make, make_tasks, ragged
 from test_lanes import OPTIONS, by_native, random_rates, run
 
-LOW_RANK, PLAIN = (0, 2, 0, 0, 0), (0, 0, 0, 0, 0)
+LOW_RANK, PLAIN = (0, 2, 0, 0, 0, 2), (0, 0, 0, 0, 0, 0)
 
 
 def network() -> nn.Module:

@@ -345,7 +345,7 @@ def test_samples_wherever_they_lie(force: Any, reader: str, masks: str, adapt: s
     )
     head = None if adapt == "all" else str(len(model) - 1)
     inner = InnerLoop.create(model, inner_lr=0.1, inner_steps=2, support_weight=0.3, adapt=head)
-    force((0, low_rank, 0, 0, 0))
+    force((0, low_rank, 0, 0, 0, 1))
     found = []
     for engine_name in ("native", "torch"):
         result = engine.meta_result(model, tasks, inner, None, engine_name)

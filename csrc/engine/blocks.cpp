@@ -26,7 +26,7 @@ class BlocksWorker final : public Worker {
         support_samples_(request_.support, at(plan_.values, plan_.input), output_layout().shape.channels),
         query_samples_(request_.query, at(plan_.values, plan_.input), output_layout().shape.channels),
         backward_(request_.wants_gradients()),
-        keeps_passes_(backward_ && !request_.first_order) {
+        second_order_(backward_ && !request_.first_order) {
     for (const std::unique_ptr<Layer<T>>& layer : layers_) {
       if (layer->owns_weight()) owners_.push_back(layer.get());
     }
@@ -60,6 +60,7 @@ class BlocksWorker final : public Worker {
 
   void support_pass(int64_t k) {
     Pass<T>& pass = support_pass_of(k);
+    latest_support_pass_ = k;
     // ∇L_support(θ₀) is a part of the meta-gradient where u is not 0: then all of it is wanted, not what is adapted
     // alone, and what arrives at the boundary counts.
     const bool whole = k == 0 && backward_ && request_.support_weight != 0;
@@ -159,6 +160,7 @@ class BlocksWorker final : public Worker {
 
   void subtract_hessian_product(int64_t k) {
     if (!plan_.moves[output_i()]) return;
+    if (!keeps_passes_ && k != latest_support_pass_) repeat_support_pass(k);
     // Along −α ⊙ v, so that the product can be added to v as the layers find it.
     for (const int p : engine_.adapted) {
       const PackedParameter& parameter = at(plan_.parameters, p);
@@ -220,17 +222,18 @@ class BlocksWorker final : public Worker {
 
   void allocate() {
     const int64_t K = request_.steps, S = request_.support.count, Q = request_.query.count;
-    const size_t passes = static_cast<size_t>(keeps_passes_ ? std::max<int64_t>(K, 1) : 1);
     const PassMemory<T> memory(plan_, layers_, memory_);
     const bool in_place = support_samples_.in_place() && query_samples_.in_place();
     const PassMaker<T, PassMemory<T>> make(plan_, request_, in_place ? std::nullopt : std::optional(plan_.input),
                                            memory);
     fixed_support_ = make.fixed(Side::support, S);
     fixed_query_ = make.fixed(Side::query, Q);
-    for (size_t k = 0; k < passes; ++k) supports_.push_back(make.moving(fixed_support_));
+    supports_.push_back(make.moving(fixed_support_));
+    keeps_passes_ = second_order_ && keeping_passes_pays();
+    for (int64_t k = 1; k < (keeps_passes_ ? K : 1); ++k) supports_.push_back(make.moving(fixed_support_));
     query_ = make.moving(fixed_query_);
     if (plan_.moving_statistics) statistics_ = make.moving(fixed_support_);
-    if (keeps_passes_) tangent_ = make.tangent(fixed_support_);
+    if (second_order_) tangent_ = make.tangent(fixed_support_);
     for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
 
     const int64_t size = plan_.moving_size;
@@ -243,10 +246,28 @@ class BlocksWorker final : public Worker {
     for (int64_t k = 0; k < std::max<int64_t>(gradients, 1); ++k) gradients_.push_back(memory_.take(size));
     if (backward_) v_ = memory_.take(size);
     if (backward_) sum_ = memory_.take(plan_.packed_size);
-    if (keeps_passes_) direction_ = memory_.take(size);
+    if (second_order_) direction_ = memory_.take(size);
     for (const std::vector<T>& total : engine_.rate_totals) {
       rate_gradients_.push_back(total.empty() ? nullptr : memory_.take(static_cast<int64_t>(total.size())));
     }
+  }
+
+  // Whether the K support passes fit beside each other, so that the way back need not go through them again.
+  bool keeping_passes_pays() const {
+    constexpr int64_t most_kept = int64_t{1} << 28;  // bytes
+    if (request_.paths.kept_passes != Use::automatic) return request_.paths.kept_passes == Use::forced;
+    const PassSize<T> size(plan_, layers_);
+    PassMaker<T, PassSize<T>>(plan_, request_, std::nullopt, size).moving(fixed_support_);
+    return request_.steps * size.numbers() * static_cast<int64_t>(sizeof(T)) <= most_kept;
+  }
+
+  // What support_pass(k) left in the one pass that there is memory for, which another has been through since.
+  void repeat_support_pass(int64_t k) {
+    Pass<T>& pass = support_pass_of(k);
+    forward(Part::moving, theta_of(k), k, pass, nullptr);
+    loss_.value(outputs(pass), support_samples_.targets(), pass.samples, T(1), gradient_of_output(pass));
+    backward(Part::moving, theta_of(k), k, pass, nullptr, false, T(0), nullptr);
+    latest_support_pass_ = k;
   }
 
   // v ← v + H_support(θ_k)·direction, after the support pass.
@@ -449,8 +470,10 @@ class BlocksWorker final : public Worker {
   const int output_;
   const TaskLoss<T> loss_;
   TaskSamples<T> support_samples_, query_samples_;
-  const bool backward_;      // gradients are wanted
-  const bool keeps_passes_;  // … of second order: the support passes are kept for the way back
+  const bool backward_;  // gradients are wanted
+  const bool second_order_;
+  bool keeps_passes_ = false;  // every support pass has memory of its own, for the way back
+  int64_t latest_support_pass_ = 0;
 
   Pass<T> fixed_support_, fixed_query_, query_, statistics_, tangent_;
   std::vector<Pass<T>> supports_;  // by k

@@ -19,7 +19,7 @@ enum class Use : uint8_t { off = 0, automatic = 1, forced = 2 };
 // The specialised paths: each has a plain twin, and is used where it applies and pays, or as a test says.
 struct Paths {
   Use lanes = Use::automatic, low_rank = Use::automatic, conv_block = Use::automatic, winograd = Use::automatic,
-      patch_moments = Use::automatic;
+      patch_moments = Use::automatic, kept_passes = Use::automatic;
 };
 
 // θ₀ of one parameter, in torch's layout: shared, or one for each task.

@@ -111,9 +111,9 @@ class CheckedCall {
 
  private:
   void read_paths(const std::vector<int64_t>& paths) {
-    STD_TORCH_CHECK(paths.size() == 5, "paths must have 5 entries");
-    request.paths = {checked_use(paths[0]), checked_use(paths[1]), checked_use(paths[2]), checked_use(paths[3]),
-                     checked_use(paths[4])};
+    STD_TORCH_CHECK(paths.size() == 6, "paths must have 6 entries");
+    request.paths = {checked_use(paths[0]), checked_use(paths[1]), checked_use(paths[2]),
+                     checked_use(paths[3]), checked_use(paths[4]), checked_use(paths[5])};
   }
 
   const Tensor& keep(const Tensor& tensor) {

@@ -20,8 +20,8 @@ from innerloop.ops._differentiable import register_fake
 from innerloop.program import decoded_outputs, decoded_parameters
 from innerloop.tasks import TaskBatch
 
-#: What an automatic choice is in Settings.paths, in order: lanes, low_rank, conv_block, winograd, patch_moments.
-AUTOMATIC = (1, 1, 1, 1, 1)
+#: What an automatic choice is in Settings.paths, in order: lanes, low_rank, conv_block, winograd, patch_moments, kept_passes.
+AUTOMATIC = (1, 1, 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
