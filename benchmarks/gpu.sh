@@ -6,15 +6,16 @@
 #
 # PYTHON is the interpreter with torch, python3 by default; in a clone that ./dev setup was run in, .venv/bin/python.
 #
-# Builds the package for the GPU that is there, runs the CUDA tests with nothing skipped, the op cases and a net of all
-# layers under compute-sanitizer, and the benchmarks. The machine has nvcc (on PATH, or named by CUDACXX), a CUDA build of
-# torch, and what pyproject.toml names for building and testing, or a folder of those wheels that INNERLOOP_WHEELS names,
-# made beforehand with
+# Builds the package for the GPU that is there, runs the CUDA tests, the op cases and a net of all layers under
+# compute-sanitizer, and the benchmarks: what matters most first. The machine has nvcc (on PATH, or named by CUDACXX), a
+# CUDA build of torch (2.10 or newer) with pip beside it, and what pyproject.toml names for building and testing, or a
+# folder of those wheels that INNERLOOP_WHEELS names, made beforehand with
 #
 #     pip download -d wheels "scikit-build-core>=0.11" "cmake>=3.26" ninja "pybind11>=3.0" pytest hypothesis \
 #       safetensors typer rich
 #
-# The peers that the step is measured beside are the packages of .cache/peers, made beforehand by benchmarks/peers.sh.
+# The peers that the step is measured beside are those that are installed, and the packages of .cache/peers, made
+# beforehand by benchmarks/peers.sh.
 # A step that fails, or finds no time left, is noted, and the next one runs; the script fails in the end.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -42,8 +43,8 @@ step() { # NAME SECONDS COMMAND...
   shift 2
   [ "$seconds" -le $((deadline - SECONDS)) ] || seconds=$((deadline - SECONDS))
   printf '\n== %s: %s\n' "$name" "$*"
-  if [ "$seconds" -gt 0 ]; then timeout "$seconds" "$@" 2>&1 || status=$?; else status="none, no time is left,"; fi
-  [ "$status" != 124 ] || printf 'stopped after %s s\n' "$seconds"
+  if [ "$seconds" -gt 0 ]; then timeout --kill-after=5 "$seconds" "$@" 2>&1 || status=$?; else status="none, no time is left,"; fi
+  [[ "$status" != @(124|137) ]] || printf 'stopped after %s s\n' "$seconds"
   printf '== %s: status %s after %s s\n' "$name" "$status" "$((SECONDS - begin))"
   [ "$status" = 0 ] || failed+=("$name")
 }
@@ -55,12 +56,16 @@ check_machine() {
   [ "$device" = cuda ] || return 0
   "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     die "torch sees no CUDA device; benchmarks/gpu.sh --dry runs the steps without one"
-  command -v compute-sanitizer >/dev/null || die "no compute-sanitizer (it comes with the CUDA toolkit)"
+}
+
+# On PATH, or beside nvcc; where it is missing, its steps fail and the others run.
+sanitizer() {
+  command -v compute-sanitizer || printf '%s/compute-sanitizer' "$(dirname "$(readlink -f "$(command -v "$nvcc")")")"
 }
 
 build() {
-  "$python" -m venv --system-site-packages "$place/venv" || die "$python cannot make an environment (python3-venv)"
-  # What this Python has may itself lie in an environment, which the new one does not see.
+  "$python" -m venv --without-pip --system-site-packages "$place/venv" || die "$python cannot make an environment"
+  # What this Python has, pip too, may itself lie in an environment, which the new one does not see.
   "$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))' \
     >"$("$place/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/borrowed.pth"
   python=$place/venv/bin/python
@@ -75,6 +80,12 @@ build() {
     -C cmake.define.INNERLOOP_CUDA_ARCHITECTURES="$capability" .
 }
 
+sanitize() { # TOOL OPTIONS...
+  local tool=("$(sanitizer)" --tool "$@" --kernel-name kns=innerloop --error-exitcode 1)
+  step "$1 of the ops" 60 "${tool[@]}" "$python" tests/op_cases.py cuda
+  step "$1 of the engine" 60 "${tool[@]}" "$python" tests/test_cuda_engine.py cuda
+}
+
 run() {
   date -u
   [ "$device" = cpu ] || nvidia-smi
@@ -83,21 +94,23 @@ run() {
   build
   "$python" -m innerloop info
   export OMP_NUM_THREADS=1
+  local tests=("$python" -m pytest -q --slow --tb=short -m "not emulated" tests/test_cuda_ops.py tests/test_cuda_engine.py)
   if [ "$device" = cuda ]; then
-    INNERLOOP_REQUIRE_CUDA=1 step tests 180 "$python" -m pytest -q -m "not emulated" \
-      tests/test_cuda_ops.py tests/test_cuda_engine.py
-    for tool in memcheck racecheck synccheck; do
-      sanitize=(compute-sanitizer --tool "$tool" --error-exitcode 1)
-      step "$tool of the ops" 60 "${sanitize[@]}" "$python" tests/op_cases.py cuda
-      step "$tool of the engine" 60 "${sanitize[@]}" "$python" tests/test_cuda_engine.py cuda
-    done
+    INNERLOOP_REQUIRE_CUDA=1 step tests 180 "${tests[@]}"
+    # Every tensor an allocation of its own, so that memory behind it is nobody's. torch's own kernels, and what it asks
+    # of CUDA to see whether it fails, are not looked at.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck --report-api-errors no
   else
-    step tests 180 "$python" -m pytest -q -m "not emulated" tests/test_cuda_ops.py tests/test_cuda_engine.py
+    step tests 180 "${tests[@]}"
     step ops 60 "$python" tests/op_cases.py cpu
     step engine 60 "$python" tests/test_cuda_engine.py cpu
   fi
   step kernels 90 "$python" benchmarks/gpu.py --device "$device" "${quick[@]}"
   step steps 240 "$python" benchmarks/gpu_steps.py --device "$device" "${quick[@]}"
+  if [ "$device" = cuda ]; then
+    sanitize racecheck
+    sanitize synccheck
+  fi
   if [ ${#failed[@]} -gt 0 ]; then
     printf '\nfailed:'
     printf ' [%s]' "${failed[@]}"

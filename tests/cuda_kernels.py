@@ -55,7 +55,7 @@ def compile_source(nvcc: str, place: str, source: Path) -> str:
     assert torch.origin is not None
     ptx = f"{place}/{source.stem}.ptx"
     include = ["-I", str(ROOT / "csrc"), "-isystem", str(Path(torch.origin).parent / "include")]
-    options = ["-std=c++20", "-O3", "-Werror=all-warnings", "-DTORCH_TARGET_VERSION=0x020d000000000000ULL"]
+    options = ["-std=c++20", "-O3", "-Werror=all-warnings", "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"]
     oldest = f"-arch=compute_{ARCHITECTURES[0]}"
     output(nvcc, *options, *include, oldest, "-ptx", str(source), "-o", ptx)
     ptxas = str(Path(nvcc).parent / "ptxas")

@@ -127,7 +127,7 @@ def _compile(flavour: str, source: Path, csrc: Path = CSRC) -> list[str]:
     return [
         *compiler(),
         *_flags(flavour, csrc),
-        *("-isystem", torch_include, "-DTORCH_TARGET_VERSION=0x020d000000000000ULL"),
+        *("-isystem", torch_include, "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"),
         *("-c", "-x", "c++", str(source)),
     ]
 

@@ -9,12 +9,14 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import emulated
 import innerloop
@@ -158,17 +160,31 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def call_without_memory() -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 3)))
+    innerloop.maml_loss(model, make_tasks((6,), tasks=500), inner_lr=0.01, inner_steps=500, engine="native")
+
+
 def test_without_memory_the_error_names_a_task_chunk_that_fits(emulation: None, little_memory: None) -> None:
     """The emulated device says that 1 GiB is free."""
-    model = make(lambda: nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 3)))
     with pytest.raises(RuntimeError, match="maml: out of memory: 500 tasks at once need") as raised:
-        innerloop.maml_loss(model, make_tasks((6,), tasks=500), inner_lr=0.01, inner_steps=500, engine="native")
+        call_without_memory()
     found = re.search(r"need (\d+) bytes, and (\d+) are free: INNERLOOP_TASK_CHUNK=(\d+) would fit", str(raised.value))
     assert found is not None
     asked, free, chunk = (int(group) for group in found.groups())
     assert asked > 64 << 30
     assert free == 1 << 30
     assert chunk * asked / 500 <= free < (chunk + 1.1) * asked / 500
+
+
+def test_an_error_of_the_device_is_not_said_to_be_one_of_memory(
+    emulation: None, little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access, say, the device answers nothing, and torch's error is passed on."""
+    monkeypatch.setenv("EMULATION_LOST_DEVICE", "1")
+    with pytest.raises(RuntimeError) as raised:
+        call_without_memory()
+    assert "out of memory" not in str(raised.value)
 
 
 # --- what else the engine offers --------------------------------------------------------------------
@@ -280,6 +296,22 @@ def test_a_step_waits_for_nothing_while_a_graph_is_captured(
     expected = call()
     monkeypatch.setenv("EMULATION_CAPTURES", "1")
     torch.testing.assert_close(call(), expected, rtol=0, atol=0)
+
+
+class NothingIsCopied(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        assert function not in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default), function
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("inner_lr", [0.1, {"weight": 0.1, "*": 0.2}], ids=["a number", "by name"])
+def test_learning_rates_are_not_copied_to_the_device(inner_lr: Any) -> None:
+    """Which would wait for it, in every step, and cannot be captured. The device is one that only says it is CUDA."""
+    with FakeTensorMode():
+        model = nn.ParameterDict({name: torch.empty(3, device="cuda") for name in ("weight", "bias")})
+        with NothingIsCopied():
+            inner = InnerLoop.create(model, inner_lr=inner_lr)
+    assert {rate.value.device.type for rate in inner.rates.values()} == {"cuda"}
 
 
 def test_a_step_is_captured_in_a_cuda_graph(cuda: torch.device) -> None:

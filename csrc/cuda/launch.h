@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -49,6 +50,31 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(bytes);
 }
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // torch's headers have it since 2.13
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
+#if defined(__CUDACC__)
+inline cudaStream_t current_stream(int32_t device) {
+#if TORCH_TARGET_VERSION >= 0x020d000000000000ULL
+  return static_cast<cudaStream_t>(torch::stable::accelerator::getCurrentStream(device).nativeHandle());
+#else
+  // An older stable ABI has it for torch's CUDA builds alone: found where torch has loaded it, and not linked, so that
+  // this library can be built, and looked at, beside a CPU build.
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const auto of_device = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    void* const symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+    STD_TORCH_CHECK(symbol != nullptr, "this torch has no aoti_torch_get_current_cuda_stream in a libtorch_cuda.so");
+    return reinterpret_cast<Function>(symbol);
+  }();
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(of_device(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+#endif
+}
+#endif
+
 // The device that a tensor is on: current as long as this lives, with torch's current stream there. Errors of what is
 // done on it name op.
 class Device {
@@ -58,8 +84,7 @@ class Device {
       : guard_(tensor.get_device_index()),
         place_(tensor.device()),
         op_(op),
-        stream_(static_cast<cudaStream_t>(
-            torch::stable::accelerator::getCurrentStream(tensor.get_device_index()).nativeHandle())) {}
+        stream_(current_stream(tensor.get_device_index())) {}
 #else
   Device(const torch::stable::Tensor& tensor, const char* op) : place_(tensor.device()), op_(op), stream_(nullptr) {}
 #endif

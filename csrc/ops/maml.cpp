@@ -26,11 +26,10 @@ struct Cpu {
     std::vector<int64_t> strides(sizes.size(), 1);
     for (size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * std::max<int64_t>(sizes[dim], 1);
     int32_t type = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
     AtenTensorHandle made = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                           strides.data(), type, aoti_torch_device_type_cpu(), 0,
-                                                           &made));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                    type, aoti_torch_device_type_cpu(), 0, &made));
     const Tensor tensor(made);
     if (tensor.numel() > 0) {  // none have no memory, which memset must not be given
       std::memset(tensor.mutable_data_ptr(), 0, static_cast<size_t>(tensor.numel()) * tensor.element_size());

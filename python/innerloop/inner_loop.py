@@ -187,7 +187,9 @@ def _resolve_rates(
         adapted = {name for prefix in prefixes for name in _matching(parameters, prefix, "adapt")}
     if not isinstance(inner_lr, Mapping):
         value, per_step = _common_rate(inner_lr, steps, "inner_lr")
-        return {name: Rate(value.to(parameter), per_step) for name, parameter in parameters.items() if name in adapted}
+        return {
+            name: Rate(_on(value, parameter), per_step) for name, parameter in parameters.items() if name in adapted
+        }
     rates = {}
     # The longest name that matches a parameter is its α, and any name comes before a pattern.
     for prefix in sorted(inner_lr, key=lambda prefix: (not _is_pattern(prefix), len(prefix))):
@@ -197,13 +199,20 @@ def _resolve_rates(
     return {name: rates[name] for name in parameters if name in rates}
 
 
-def _common_rate(value: float | Tensor, steps: int, argument: str) -> tuple[Tensor, bool]:
-    """α for any parameter: 0-d, or [K] one for each step."""
+def _on(value: float | Tensor, parameter: nn.Parameter) -> Tensor:
+    """α where a parameter is, in its dtype. A number is filled in there: a copy of it would wait for a GPU."""
+    if isinstance(value, Tensor):
+        return value.to(parameter)
+    return torch.full((), value, dtype=parameter.dtype, device=parameter.device)
+
+
+def _common_rate(value: float | Tensor, steps: int, argument: str) -> tuple[float | Tensor, bool]:
+    """α for any parameter: a number or 0-d, or [K] one for each step."""
     if not isinstance(value, Tensor):
         check_number(value, argument)
         if not math.isfinite(value):
             raise ValueError(f"{argument} is {value!r}, expected a finite number")
-        return torch.tensor(float(value), dtype=torch.float64), False
+        return float(value), False
     if not value.is_floating_point():
         raise TypeError(f"{argument} has dtype {value.dtype}, expected floating point")
     if value.dim() == 0:
@@ -226,13 +235,13 @@ def _parameter_rate(prefix: str, name: str, value: float | Tensor, parameter: nn
                 f"pass [inner_steps, *parameter] = {[steps, *shape]} to say which is meant"
             )
         if value.shape == shape:
-            return Rate(value.to(parameter))
+            return Rate(_on(value, parameter))
         if value.shape == (steps, *shape):
-            return Rate(value.to(parameter), per_step=True)
+            return Rate(_on(value, parameter), per_step=True)
         if value.shape != (steps,):
             raise ValueError(
                 f"{argument} has shape {tuple(value.shape)}, expected 0-d, [inner_steps] = [{steps}], the parameter's "
                 f"{list(shape)} or [inner_steps, *parameter] = {[steps, *shape]}"
             )
     common, per_step = _common_rate(value, steps, argument)
-    return Rate(common.to(parameter), per_step)
+    return Rate(_on(common, parameter), per_step)

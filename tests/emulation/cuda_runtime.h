@@ -83,6 +83,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
 }
 
 inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
+  if (std::getenv("EMULATION_LOST_DEVICE") != nullptr) return cudaErrorLaunchFailure;
   *available = *total = size_t{1} << 30;  // a small GPU
   return cudaSuccess;
 }
@@ -94,7 +95,9 @@ inline dim3 blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr unsigned lanes = 32;  // of a warp
-constexpr unsigned most_threads = 1024;
+// Of a block. CUDA allows 1024, but a block has 65,536 registers and a kernel takes up to 255 for each thread: with 256
+// threads no launch can fail for want of registers.
+constexpr unsigned most_threads = 256;
 constexpr size_t most_shared_bytes = 48 << 10;  // what a kernel has without asking for more
 
 inline unsigned char* shared_bytes = nullptr;

@@ -64,7 +64,7 @@ int main() {
     for (int i = row * columns; i < (row + 1) * columns; ++i) expected += x[i] * x[i];
     right = right && out[row] == expected;  // sums of whole numbers are exact
   }
-  for (const dim3& block : {dim3(1025), dim3(32, 33), dim3(0), dim3(1, 1, 65)}) {
+  for (const dim3& block : {dim3(257), dim3(32, 9), dim3(0), dim3(1, 1, 65)}) {
     emulation::launch(1, block, 0, [] { std::puts("ran"); });
     right = right && cudaGetLastError() == cudaErrorInvalidConfiguration;
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 #include <string>
 
 #include "cuda/engine/executor.h"
@@ -36,10 +37,11 @@ Tensor memory_for(const Device& device, const Request<T>& request, int64_t chunk
   try {
     return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, device.place());
   } catch (const std::exception&) {
-    const int64_t available = available_bytes();
-    const int64_t fitting = fitting_chunk(device, request, chunk, bytes, available);
+    const std::optional<int64_t> available = available_bytes();
+    if (!available) throw;  // after an earlier error that ended the device's context: memory is not what is missing
+    const int64_t fitting = fitting_chunk(device, request, chunk, bytes, *available);
     STD_TORCH_CHECK(false, device.op(), ": out of memory: ", chunk, " tasks at once need ", bytes, " bytes, and ",
-                    available, " are free: ",
+                    *available, " are free: ",
                     fitting > 0 ? "INNERLOOP_TASK_CHUNK=" + std::to_string(fitting) + " would fit"
                                 : std::string("there is no room for one task"));
     throw;

@@ -4,13 +4,15 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <optional>
 
 namespace innerloop::gpu {
 
-// Free memory of the current device.
-inline int64_t available_bytes() {
+// Free memory of the current device; nothing where it does not answer.
+inline std::optional<int64_t> available_bytes() {
   size_t available = 0, total = 0;
-  return cudaMemGetInfo(&available, &total) == cudaSuccess ? static_cast<int64_t>(available) : 0;
+  if (cudaMemGetInfo(&available, &total) != cudaSuccess) return std::nullopt;
+  return static_cast<int64_t>(available);
 }
 
 // Hands out pieces of one block of memory; without one it counts.
