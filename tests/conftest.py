@@ -57,9 +57,11 @@ def cuda() -> torch.device:
 
 @pytest.fixture
 def emulation() -> Iterator[None]:
-    """The CUDA kernels, emulated, in the place of the CPU's."""
+    """The CUDA kernels, emulated, in the place of the CPU's. In the memory that torch gives them are NaNs."""
     with emulated.in_place_of_cpu_ops(emulated.operators()):
+        torch.use_deterministic_algorithms(True)  # which fills it
         yield
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["emulated", "cuda"])
