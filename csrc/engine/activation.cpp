@@ -11,6 +11,10 @@ class Activation final : public Layer<T> {
   Activation(Function function, const Node& node, const LayerContext<T>& context)
       : f_(function), x_(context.value(node.inputs[0])), y_(context.value(node.output)) {}
 
+  Reads reads() const override {
+    return {.x = true, .dy = !Function::is_piecewise_linear, .x_tangent = !Function::is_piecewise_linear};
+  }
+
   void forward(const T*, const Primal<T>& p) override {
     for_rows(p.samples, [&](int64_t row, int64_t x, int64_t y) {
       const T* __restrict from = p.x[0] + x;

@@ -222,18 +222,22 @@ class BlocksWorker final : public Worker {
 
   void allocate() {
     const int64_t K = request_.steps, S = request_.support.count, Q = request_.query.count;
-    const PassMemory<T> memory(plan_, layers_, memory_);
+    WalkMemory<T> walk(plan_, output_, std::max(S, Q), memory_);
+    const PassMemory<T> of_fixed(plan_, layers_, memory_), of_query(plan_, layers_, memory_, &walk, &Reads::x),
+        of_support(plan_, layers_, memory_, &walk, &Reads::x, second_order_ ? &Reads::dy : nullptr),
+        of_tangent(plan_, layers_, memory_, &walk, &Reads::x_tangent);
     const bool in_place = support_samples_.in_place() && query_samples_.in_place();
-    const PassMaker<T, PassMemory<T>> make(plan_, request_, in_place ? std::nullopt : std::optional(plan_.input),
-                                           memory);
-    fixed_support_ = make.fixed(Side::support, S);
-    fixed_query_ = make.fixed(Side::query, Q);
-    supports_.push_back(make.moving(fixed_support_));
-    keeps_passes_ = second_order_ && keeping_passes_pays();
-    for (int64_t k = 1; k < (keeps_passes_ ? K : 1); ++k) supports_.push_back(make.moving(fixed_support_));
-    query_ = make.moving(fixed_query_);
-    if (plan_.moving_statistics) statistics_ = make.moving(fixed_support_);
-    if (second_order_) tangent_ = make.tangent(fixed_support_);
+    const auto make = [&](const PassMemory<T>& memory) {
+      return PassMaker<T, PassMemory<T>>(plan_, request_, in_place ? std::nullopt : std::optional(plan_.input), memory);
+    };
+    fixed_support_ = make(of_fixed).fixed(Side::support, S);
+    fixed_query_ = make(of_fixed).fixed(Side::query, Q);
+    supports_.push_back(make(of_support).moving(fixed_support_));
+    keeps_passes_ = second_order_ && keeping_passes_pays(of_support.numbers());
+    for (int64_t k = 1; k < (keeps_passes_ ? K : 1); ++k) supports_.push_back(make(of_support).moving(fixed_support_));
+    query_ = make(of_query).moving(fixed_query_);
+    if (plan_.moving_statistics) statistics_ = make(of_query).moving(fixed_support_);
+    if (second_order_) tangent_ = make(of_tangent).tangent(fixed_support_);
     for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
 
     const int64_t size = plan_.moving_size;
@@ -252,13 +256,11 @@ class BlocksWorker final : public Worker {
     }
   }
 
-  // Whether the K support passes fit beside each other, so that the way back need not go through them again.
-  bool keeping_passes_pays() const {
+  // Whether all support passes fit beside each other, so that the way back need not go through them again.
+  bool keeping_passes_pays(int64_t numbers_of_one) const {
     constexpr int64_t most_kept = int64_t{1} << 28;  // bytes
     if (request_.paths.kept_passes != Use::automatic) return request_.paths.kept_passes == Use::forced;
-    const PassSize<T> size(plan_, layers_);
-    PassMaker<T, PassSize<T>>(plan_, request_, std::nullopt, size).moving(fixed_support_);
-    return request_.steps * size.numbers() * static_cast<int64_t>(sizeof(T)) <= most_kept;
+    return request_.steps * numbers_of_one * static_cast<int64_t>(sizeof(T)) <= most_kept;
   }
 
   // What support_pass(k) left in the one pass that there is memory for, which another has been through since.

@@ -12,6 +12,8 @@ class Flatten final : public Layer<T> {
   Flatten(const Node& node, const LayerContext<T>& context)
       : x_(context.value(node.inputs[0])), y_(context.value(node.output)) {}
 
+  Reads reads() const override { return {.x = false, .dy = false, .x_tangent = false}; }
+
   void forward(const T*, const Primal<T>& p) override { flatten(p.samples, p.x[0], p.y); }
   void backward(const T*, const Primal<T>& p, T*) override {
     if (p.dx[0]) unflatten(p.samples, p.dy, p.dx[0]);
@@ -56,6 +58,8 @@ class Add final : public Layer<T> {
  public:
   Add(const Node& node, const LayerContext<T>& context)
       : inputs_{context.value(node.inputs[0]), context.value(node.inputs[1])}, y_(context.value(node.output)) {}
+
+  Reads reads() const override { return {.x = false, .dy = false, .x_tangent = false}; }
 
   void forward(const T*, const Primal<T>& p) override { sum(p.samples, p.x, p.y); }
   void backward(const T*, const Primal<T>& p, T*) override { spread(p.samples, p.dy, p.dx); }

@@ -37,6 +37,13 @@ struct Tangent {
   T* state = nullptr;  // Layer::tangent_state_size(N) elements
 };
 
+// What a layer reads after the pass that wrote it. What nobody reads shares its memory with others.
+struct Reads {
+  bool x = true;          // p.x, once forward is over
+  bool dy = true;         // p.dy, in backward_tangent
+  bool x_tangent = true;  // t.x, in backward_tangent
+};
+
 // θ, direction, gradient and product are packed arrays (layout.h); a layer reads and writes its own parameters in them.
 // It is one thread's own: it may keep scratch memory, but nothing from one task to the next.
 template <class T>
@@ -46,6 +53,8 @@ class Layer {
 
   virtual int64_t state_size(int64_t samples) const { return samples * 0; }
   virtual int64_t tangent_state_size(int64_t samples) const { return samples * 0; }
+
+  virtual Reads reads() const { return {}; }
 
   // y from x.
   virtual void forward(const T* theta, const Primal<T>& p) = 0;

@@ -76,6 +76,8 @@ class MaxPool final : public Layer<T> {
       : windows_(node, context.value(node.inputs[0]), context.value(node.output)),
         channels_(windows_.x_layout.stride) {}
 
+  Reads reads() const override { return {.x = false, .dy = false, .x_tangent = false}; }
+
   // For every output, the position in its window that it comes from.
   int64_t state_size(int64_t samples) const override { return samples * windows_.y_layout.dense_size(); }
 
@@ -138,6 +140,8 @@ class AveragePool final : public Layer<T> {
       : windows_(node, context.value(node.inputs[0]), context.value(node.output)),
         channels_(windows_.x_layout.stride),
         whole_windows_(node.flag) {}
+
+  Reads reads() const override { return {.x = false, .dy = false, .x_tangent = false}; }
 
   void forward(const T*, const Primal<T>& p) override { average(p.samples, p.x[0], p.y); }
   void backward(const T*, const Primal<T>& p, T*) override { spread(p.samples, p.dy, p.dx[0]); }
