@@ -40,7 +40,7 @@ class Arena {
 
  private:
   static constexpr int64_t line = 64, least = int64_t{1} << 16, huge_page = int64_t{1} << 21;
-  static constexpr int64_t most_kept = int64_t{1} << 26;
+  static constexpr int64_t most_kept = int64_t{1} << 29;
 
   struct Free {
     void operator()(void* memory) const { std::free(memory); }

@@ -20,7 +20,7 @@ struct Primal {
   int64_t step = 0;  // k: the parameters are θ_k
   int64_t samples = 0;
   const T* x[2] = {};  // a second one for two inputs alone
-  T* y = nullptr;      // written inside its halo alone
+  T* y = nullptr;      // written inside its halo alone; forward's only
   const T* dy = nullptr;
   T* dx[2] = {};         // overwritten, not added to
   T* state = nullptr;    // Layer::state_size(N) elements: whatever forward and backward leave for those after them

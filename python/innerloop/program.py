@@ -87,11 +87,16 @@ class Cost:
 
     Attributes:
         flops: floating-point operations of the matrix products and convolutions, a multiply-add counting two.
-        numbers: floating-point numbers kept for it: parameters of every step, values and their derivatives.
+        numbers: the most floating-point numbers that a thread keeps for it: parameters of every step, values and their
+            derivatives. The native engine's fused layers keep fewer.
     """
 
     flops: int
     numbers: int
+
+
+#: Numbers of support passes kept beside each other; more are repeated (csrc/engine/blocks.cpp).
+_MOST_KEPT = 2**28 // 4
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,9 @@ class Program:
         theta_of_steps = steps * sum(math.prod(self.parameter_shapes[p]) for p in moving)
         activations = sum(math.prod(shape) for shape in values)
         derivatives = 2 if first_order else 4  # value and gradient, and their tangents
-        return Cost(flops, theta_of_steps + 4 * theta + activations * max(support * derivatives, query * 2))
+        passes = activations * (support * derivatives + query * 2)
+        other_steps = 0 if first_order else min(max(steps - 1, 0) * activations * support * 2, _MOST_KEPT)
+        return Cost(flops, theta_of_steps + 4 * theta + passes + other_steps)
 
     def _depends_on(self, value: int, parameters: Container[int]) -> bool:
         if value == 0:
