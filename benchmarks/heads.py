@@ -38,7 +38,7 @@ def main() -> None:
     results: dict[str, Any] = {"checks": {}, "races": {}}
     if arguments.output.exists():
         results = json.loads(arguments.output.read_text())
-    results["machine"] = machine.describe()
+    results["machine"] = machine.describe(results.get("machine"))
     for workload in (HEAD_WORKLOADS[name] for name in arguments.workloads):
         rivals = {name: HEADS[name] for name in arguments.rivals if name.startswith(workload.kind)}
         checks = check(workload, rivals, HEADS[f"{workload.kind}-reference"], say)

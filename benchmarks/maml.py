@@ -52,7 +52,7 @@ def main() -> None:
     results: dict[str, Any] = {"checks": {}, "races": {}, "threads": {}}
     if arguments.output and arguments.output.exists():
         results = json.loads(arguments.output.read_text())
-    results["machine"] = machine.describe()
+    results["machine"] = machine.describe(results.get("machine"))
     for workload in (WORKLOADS[name] for name in arguments.workloads):
         names = [name for name in RIVALS_OF_GROUP[workload.group] if name in arguments.rivals]
         rivals = {name: RIVALS[name] for name in names}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
+
+import innerloop
 
 PROGRAM = """
 import sys
@@ -18,6 +21,10 @@ def imported() -> list[str]:
     """The modules that importing innerloop adds to those of torch, in a process of its own."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM], capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_version() -> None:
+    assert innerloop.__version__ == metadata.version("innerloop")
 
 
 def test_import_brings_in_no_algorithm_and_nothing_heavy() -> None:

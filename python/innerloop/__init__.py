@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 from innerloop.contract import Algorithm, Dataset, EmbeddingAlgorithm, Result
@@ -42,6 +42,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("innerloop")
     if name not in _LAZY:
         raise AttributeError(f"module 'innerloop' has no attribute {name!r}")
     module = import_module(_LAZY[name])
