@@ -106,7 +106,7 @@ run() {
     step engine 60 "$python" tests/test_cuda_engine.py cpu
   fi
   step kernels 90 "$python" benchmarks/gpu.py --device "$device" "${quick[@]}"
-  step steps 240 "$python" benchmarks/gpu_steps.py --device "$device" "${quick[@]}"
+  step steps 250 "$python" benchmarks/gpu_steps.py --device "$device" --seconds 230 "${quick[@]}"
   if [ "$device" = cuda ]; then
     sanitize racecheck
     sanitize synccheck

@@ -100,8 +100,10 @@ def run_one(workload_name: str, rival_name: str, device: str, quick: bool, file:
     return {"milliseconds": statistics.median(times), "first_seconds": first, "steps": len(times)}
 
 
-def in_own_process(workload: str, rival: str, device: str, quick: bool, file: Path) -> dict[str, Any]:
+def in_own_process(workload: str, rival: str, device: str, quick: bool, file: Path, seconds: float) -> dict[str, Any]:
     """By this Python, whose torch and innerloop are for the GPU, with the packages of the rival's environment."""
+    if seconds <= 0:
+        return {"cannot": "no time is left"}
     environment, distribution, packages = RIVALS[rival].environment, RIVALS[rival].distribution, ""
     if environment is not None and not any(metadata.distributions(name=distribution)):
         packages = sysconfig.get_path("platlib", vars={"platbase": str(environment)})
@@ -114,10 +116,10 @@ def in_own_process(workload: str, rival: str, device: str, quick: bool, file: Pa
             env={**os.environ, "PYTHONPATH": packages},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return {"cannot": "is not done after 120 s"}
+        return {"cannot": f"is not done after {seconds:.0f} s"}
     if done.returncode:
         return {"cannot": f"fails: {done.stderr.strip().splitlines()[-1:]}"}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -139,14 +141,15 @@ def difference(file: Path, oracle: Path) -> float:
 
 
 def compare(
-    workload: str, rivals: Sequence[str], times: dict[str, float], place: Path, device: str, quick: bool
+    workload: str, rivals: Sequence[str], times: dict[str, float], place: Path, device: str, quick: bool, end: float
 ) -> None:
-    """Runs rivals, and adds to the milliseconds of those before them."""
+    """Runs rivals, two minutes each at the most and none beyond the end, and adds to the milliseconds of those before
+    them."""
     work = flops(WORKLOADS[workload])
     print(f"\n{workload}: {WORKLOADS[workload].title}, K = {WORKLOADS[workload].steps}, {(work or 0) / 1e9:.2f} GFLOP")
     for rival in rivals:
         file = place / f"{workload}-{rival}.npz"
-        found = in_own_process(workload, rival, device, quick, file)
+        found = in_own_process(workload, rival, device, quick, file, min(120, end - time.monotonic()))
         if "cannot" in found:
             print(f"  {RIVALS[rival].title:40} {found['cannot']}", flush=True)
             continue
@@ -173,6 +176,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="two tasks, one step: does everything run?")
     parser.add_argument("--workloads", nargs="+", default=list(AIMS), choices=list(AIMS))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="what is not done by then is left out")
     parser.add_argument("--one", nargs=3, metavar=("WORKLOAD", "RIVAL", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -183,11 +187,15 @@ def main() -> None:
         raise SystemExit(
             f"gpu_steps.py: torch {torch.__version__} sees no CUDA device (--device cpu --quick: a dry run)"
         )
+    end = time.monotonic() + arguments.seconds
     times: dict[str, dict[str, float]] = {workload: {} for workload in arguments.workloads}
     with tempfile.TemporaryDirectory() as place:
         for rivals in ROUNDS:
             for workload in arguments.workloads:
-                compare(workload, rivals, times[workload], Path(place), arguments.device, arguments.quick)
+                compare(workload, rivals, times[workload], Path(place), arguments.device, arguments.quick, end)
+    lacking = [workload for workload, found in times.items() if OURS not in found]
+    if lacking:
+        raise SystemExit(f"gpu_steps.py: innerloop has no right result of {', '.join(lacking)}")
 
 
 if __name__ == "__main__":
