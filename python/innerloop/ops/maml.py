@@ -20,7 +20,8 @@ from innerloop.ops._differentiable import register_fake
 from innerloop.program import decoded_outputs, decoded_parameters
 from innerloop.tasks import TaskBatch
 
-#: What an automatic choice is in Settings.paths, in order: lanes, low_rank, conv_block, winograd, patch_moments, kept_passes.
+#: What an automatic choice is in Settings.paths, in order: lanes, low_rank, conv_block, winograd, patch_moments,
+#: kept_passes.
 AUTOMATIC = (1, 1, 1, 1, 1, 1)
 
 
