@@ -231,3 +231,34 @@ def test_a_batch_norm_with_a_forward_of_its_own_runs_as_it_is() -> None:
     before = model[1].running_mean.clone()
     gradient_and_reference(model, make_tasks((6,)), plain)
     assert torch.equal(model[1].running_mean, before)
+
+
+class _Normalised(nn.Module):
+    """Two Linear layers, each with a BatchNorm after it: one of its own, or the same for both."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(6, affine=False) for _ in range(norms)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place in range(2):
+            x = torch.tanh(self.norms[place % len(self.norms)](self.layers[place](x)))
+        head: Tensor = self.layers[2](x)
+        return head
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_each_call_of_a_batch_norm_reads_the_support_statistics_of_that_call(engine: Any) -> None:
+    shared, apart = make(lambda: _Normalised(1)), make(lambda: _Normalised(2))
+    apart.load_state_dict(shared.state_dict(), strict=False)
+    tasks = make_tasks((6,))
+    for model, chosen in ((shared, engine), (apart, "torch")):
+        innerloop.maml_loss(model, tasks, inner_lr=0.3, inner_steps=2, bn="support", engine=chosen).backward()
+    for (name, a), e in zip(shared.named_parameters(), apart.parameters(), strict=True):
+        if not name.startswith(("layers.0.bias", "layers.1.bias")):  # before BatchNorm: 0 but for rounding
+            assert_close(a.grad, e.grad, name)
+    x, y, query = tasks.support_x[0], tasks.support_y[0], tasks.query_x[0]
+    learners = [innerloop.get("maml")(m, bn="support", engine=engine).adapt(x, y) for m in (shared, apart)]
+    for _ in range(2):
+        assert_close(learners[0](query), learners[1](query), "outputs")

@@ -105,6 +105,25 @@ class CheckedCall {
     return product;
   }
 
+  // Whoever takes BatchNorm statistics of a set calls this. Those of one value are none: the output would be β for any
+  // input, and torch refuses them, too.
+  void check_statistics(const std::string& name, const Samples<T>& samples) const {
+    const bool one_is_too_few = std::ranges::any_of(program_.nodes, [&](const Node& node) {
+      const Shape& in = program_.values[static_cast<size_t>(node.inputs[0])];
+      return node.kind == Kind::batch_norm && in.height * in.width == 1;
+    });
+    if (!one_is_too_few) return;
+    for (int64_t task = 0; task < request.tasks; ++task) {
+      int64_t valid = samples.count;
+      if (Place::is_readable && samples.mask) {
+        const bool* row = samples.mask + task * samples.count;
+        valid = std::count(row, row + samples.count, true);
+      }
+      STD_TORCH_CHECK(valid > 1, name, "_x gives a BatchNorm layer one value for each channel in task ", task,
+                      ", expected at least 2 to take statistics of");
+    }
+  }
+
   int64_t outputs() const { return program_.values[static_cast<size_t>(program_.output)].channels; }
 
   Request<T> request;
@@ -292,6 +311,12 @@ std::vector<Tensor> maml_results(const Place& place, const InnerLoopArguments& a
   with_call(place, arguments, support, &query, [&]<class T>(CheckedCall<T, Place>& call) {
     Request<T>& request = call.request;
     read_meta(meta, request);
+    const bool of_query = request.batch_norm == BatchNormMode::transductive;
+    const bool passes_support = request.steps > 0 || request.support_weight != 0;
+    if (request.batch_norm == BatchNormMode::support || (of_query && passes_support)) {
+      call.check_statistics("support", request.support);
+    }
+    if (of_query) call.check_statistics("query", request.query);
     results.push_back(place.zeros(support.x, {}));
     results.push_back(place.zeros(support.x, {request.tasks}));
     results.push_back(place.zeros(support.x, {request.tasks, request.query.count, call.outputs()}));
@@ -321,6 +346,9 @@ std::vector<Tensor> adapt_results(const Place& place, const InnerLoopArguments& 
   with_call(place, arguments, support, nullptr, [&]<class T>(CheckedCall<T, Place>& call) {
     Request<T>& request = call.request;
     request.proximal = static_cast<T>(proximal);
+    if (request.batch_norm != BatchNormMode::running && request.steps > 0) {
+      call.check_statistics("support", request.support);
+    }
     for (size_t p = 0; p < arguments.parameters.size(); ++p) {
       if (!request.is_adapted(static_cast<int>(p))) {
         results.push_back(place.zeros(arguments.parameters[p], {0}));
@@ -350,6 +378,7 @@ std::vector<Tensor> product_results(const Place& place, InnerLoopArguments argum
   for (const Tensor& vector : vectors) arguments.rates.push_back(vector.numel() > 0 ? some_rate : no_rate);
   std::vector<Tensor> results;
   with_call(place, arguments, support, nullptr, [&]<class T>(CheckedCall<T, Place>& call) {
+    if (call.request.batch_norm != BatchNormMode::running) call.check_statistics("support", call.request.support);
     for (const Tensor& vector : vectors) results.push_back(call.add_direction(vector));
     if (!results.empty()) run(call.request);
   });

@@ -33,8 +33,9 @@ def head_parameters(model: nn.Module) -> list[str]:
 class TaskBatchNorm(nn.Module):
     """BatchNorm inside one task: its mode is given, its running statistics are never written.
 
-    Replaces a BatchNorm layer in a :class:`FunctionalModel`. In mode "support" the model says, by ``recording``,
-    whether a pass is the support set's (whose statistics are used and kept) or the query set's (which reads them).
+    Replaces a BatchNorm layer in a :class:`FunctionalModel`. In mode "support" the model says, by ``start_pass``,
+    whether a pass is the support set's (whose statistics are used and kept) or the query set's (which reads them). A
+    layer that a pass calls more than once has statistics for each call.
 
     Args:
         source: the layer replaced. mode: see :class:`innerloop.inner_loop.InnerLoop`.
@@ -46,7 +47,7 @@ class TaskBatchNorm(nn.Module):
     bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
-    support_mean: Tensor | None
+    support_mean: Tensor | None  # [calls, 1, C, ...]
     support_var: Tensor | None
 
     def __init__(self, source: _BatchNorm, mode: AnyBatchNormMode, elementary: bool) -> None:
@@ -56,9 +57,14 @@ class TaskBatchNorm(nn.Module):
         self.mode = mode
         self.elementary = elementary
         self.eps = source.eps
-        self.recording = True
+        self.start_pass(recording=True)
         if mode == "running" and source.running_mean is None:
             raise ValueError("bn is 'running', but the model has a BatchNorm layer with track_running_stats=False")
+
+    def start_pass(self, recording: bool) -> None:
+        """recording: the pass is the support set's."""
+        self.recording = recording
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "running":
@@ -69,18 +75,30 @@ class TaskBatchNorm(nn.Module):
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         if self.mode == "transductive" or self.recording:
             over = [dim for dim in range(x.dim()) if dim != 1]
+            if x.numel() == x.shape[1]:  # as F.batch_norm does: the output would be the bias for any input
+                raise ValueError(f"Expected more than 1 value per channel to take statistics of, got {list(x.shape)}")
             var, mean = torch.var_mean(x, over, correction=0, keepdim=True)
             if self.mode == "support":
-                self.support_var, self.support_mean = var, mean
+                self._keep(mean, var)
         else:
-            assert self.support_var is not None
             assert self.support_mean is not None
-            var, mean = self.support_var, self.support_mean
+            assert self.support_var is not None
+            var, mean = self.support_var[self.calls], self.support_mean[self.calls]
+            self.calls = (self.calls + 1) % len(self.support_mean)  # a learner's next pass begins anew
         out = (x - mean) * torch.rsqrt(var + self.eps)
         shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
         if self.weight is not None:
             out = out * self.weight.view(shape)
         return out if self.bias is None else out + self.bias.view(shape)
+
+    def _keep(self, mean: Tensor, var: Tensor) -> None:
+        """The statistics of this call, beside those of the calls before it in this pass."""
+        if self.calls == 0 or self.support_mean is None or self.support_var is None:
+            self.support_mean, self.support_var = mean[None], var[None]
+        else:
+            self.support_mean = torch.cat([self.support_mean, mean[None]])
+            self.support_var = torch.cat([self.support_var, var[None]])
+        self.calls += 1
 
 
 def copy_structure(
@@ -230,6 +248,7 @@ class FunctionalModel:
         self.set({name: nn.Parameter(value.clone(), requires_grad=False) for name, value in parameters.items()})
         with torch.no_grad():
             if self.reads_support_statistics:
+                self._prepare(recording=True, set_of_norms=0)
                 self.module(support_x)
         self._prepare(recording=False, set_of_norms=max(0, steps - 1))
         return self.module
@@ -242,6 +261,6 @@ class FunctionalModel:
 
     def _prepare(self, recording: bool, set_of_norms: int) -> None:
         for norm in self._norms:
-            norm.recording = recording
+            norm.start_pass(recording)
         for per_step in self._per_step:
             per_step.step = set_of_norms
