@@ -19,6 +19,7 @@ from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import InnerLoop
 from innerloop.inner_optimizers import Directions
 from innerloop.losses import Loss, accuracy_per_task, check_targets, loss_per_task
+from innerloop.ops._differentiable import transforms_active
 from innerloop.tasks import TaskBatch
 
 Parameters = Mapping[str, Tensor]
@@ -39,7 +40,8 @@ def meta_result(model: nn.Module, parameters: Parameters, tasks: TaskBatch, inne
         tasks: T tasks. inner: the inner loop.
 
     Raises:
-        ValueError: parameters or targets that do not fit the model; a head whose outputs are not the tasks' ways.
+        ValueError: parameters or targets that do not fit the model; a head whose outputs are not the tasks' ways; a
+            torch.func transform or forward mode around the loop over tasks.
     """
     per_task = per_task_parameters(model, parameters, tasks.num_tasks)
     if _suits_vmap(model, tasks, inner):
@@ -188,6 +190,12 @@ def _loop_over_tasks(
     model: nn.Module, parameters: Parameters, per_task: set[str], tasks: TaskBatch, inner: InnerLoop
 ) -> tuple[Tensor, Tensor]:
     differentiable = torch.is_grad_enabled()
+    if transforms_active() and (inner.steps > 0 or not differentiable):
+        # autograd.grad, which makes the inner steps, is no part of torch.func's, and drops forward mode's derivatives.
+        raise ValueError(
+            "a torch.func transform or forward-mode differentiation is active, and the inner loop of this model, a "
+            "loop over tasks, has derivatives by backward() and torch.autograd.grad alone"
+        )
     second_order = differentiable and inner.steps > 0 and not inner.first_order
     functional = FunctionalModel(model, inner.bn, second_order=second_order, collecting=inner.collecting)
     totals, outputs = [], []
