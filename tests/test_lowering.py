@@ -296,6 +296,13 @@ def test_lowering_leaves_no_mark_on_the_model() -> None:
     assert random.getstate() == numbers[1]
 
 
+def test_a_model_made_in_inference_mode_lowers() -> None:
+    with torch.inference_mode():
+        model = seq(nn.Linear(8, 3), nn.BatchNorm1d(3))
+        assert isinstance(lower(model), Program)
+    assert isinstance(lower(model), Program)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -529,6 +536,8 @@ def test_an_error_can_be_copied_and_pickled() -> None:
         (seq(nn.Conv2d(2, 2, 3), nn.Flatten()), (3, 8, 8), r"0 meets .* \[3, 8, 8\], expected \[2, H, W\]"),
         (seq(nn.Conv2d(2, 2, 3), nn.Flatten()), (2, 2, 8), r"0 has a window of 3 × 3, which does not fit into"),
         (nn.Conv2d(2, 2, 3), (2, 8, 8), r"outputs have shape \[2, 6, 6\].* expected a vector: flatten them, or take"),
+        (seq(nn.MaxPool2d(2, stride=(1, 0)), nn.Flatten()), (2, 8, 8), "0 has a stride of 1 × 0, expected at least 1"),
+        (seq(nn.Conv2d(2, 2, 3, stride=0), nn.Flatten()), (2, 8, 8), "0 has a stride of 0 × 0, expected at least 1"),
         (seq(nn.BatchNorm1d(8), nn.Linear(8, 3)), (7,), r"0 meets samples of shape \[7\], expected \[8\]"),
         (seq(nn.BatchNorm2d(8), nn.Flatten()), (8,), r"0 meets samples of shape \[8\], expected \[8, H, W\]"),
         (seq(nn.LayerNorm(8), nn.Flatten()), (2, 4, 8), r"0 meets samples of shape \[2, 4, 8\], expected \[8\]"),
@@ -581,6 +590,7 @@ def test_costs_are_those_of_the_products() -> None:
         "a replaced module": lambda m: m.__setitem__(0, nn.Linear(8, 3)),
         "an added module": lambda m: m.append(nn.ReLU()),
         "a replaced parameter": lambda m: setattr(m[0], "weight", nn.Parameter(torch.zeros(3, 8))),
+        "a parameter of another shape": lambda m: setattr(m[0].weight, "data", torch.zeros(4, 8)),
         "a removed bias": lambda m: setattr(m[0], "bias", None),
         "a hook": lambda m: m[0].register_forward_hook(lambda module, inputs, output: None) and None,
         "a list": lambda m: m[2].extra.append(1),

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import innerloop
 from innerloop import Result, TaskBatch, engine, torch_engine
@@ -494,6 +495,29 @@ def test_torch_func_transforms_take_the_torch_engine() -> None:
         assert_close(actual[name], expected[name], name)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode
+@pytest.mark.parametrize("mode", ["grad", "vmap", "forward mode", "forward mode without grad"])
+def test_the_loop_over_tasks_refuses_transforms(mode: str) -> None:
+    """autograd.grad, which makes its inner steps, is no part of torch.func's, and drops forward mode's derivatives."""
+    model, tasks = make(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))), make_tasks((6,))
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    weight = own["0.weight"]
+
+    def loss(weight: Tensor) -> Tensor:
+        inner = InnerLoop.create(model, inner_lr=0.1)
+        return engine.meta_result(model, tasks, inner, own | {"0.weight": weight}).loss
+
+    def dual(weight: Tensor) -> Tensor:
+        with forward_ad.dual_level(), torch.set_grad_enabled(mode == "forward mode"):
+            return loss(forward_ad.make_dual(weight, weight))
+
+    call = {"grad": torch.func.grad(loss), "vmap": torch.func.vmap(lambda scale: loss(scale * weight))}.get(mode, dual)
+    with pytest.raises(
+        ValueError, match=r"torch\.func transform or forward-mode .* a loop over tasks, has derivatives by"
+    ):
+        call(torch.ones(1) if mode == "vmap" else weight)
+
+
 def test_autocast_takes_the_torch_engine() -> None:
     with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
         loss_of(mlp(), make_tasks((6,)))
@@ -551,6 +575,65 @@ def test_loss_modules_are_recognised(smoothing: float) -> None:
     assert_close(loss_of(model, targets, loss=nn.MSELoss()), loss_of(model, targets, loss="mse", engine="torch"), "mse")
 
 
+@pytest.mark.parametrize("module", [nn.CrossEntropyLoss, nn.MSELoss])
+def test_a_loss_module_with_a_forward_of_its_own_takes_the_torch_engine(module: type[nn.Module]) -> None:
+    model, tasks, doubled = mlp(), make_tasks((6,), out=3 if module is nn.MSELoss else None), module()
+    doubled.forward = lambda outputs, targets: 2 * module()(outputs, targets)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="loss is a function"):
+        loss_of(model, tasks, loss=doubled)
+    actual = loss_of(model, tasks, inner_steps=0, loss=doubled, engine="auto")
+    assert_close(actual, 2 * loss_of(model, tasks, inner_steps=0, loss=module()), "loss")
+
+
+def one_value(side: str, how: str) -> TaskBatch:
+    """Three tasks, in the second of which a set has one valid sample."""
+    tasks = make_tasks((6,))
+    count = {"support": 6, "query": 5}[side]
+    mask = torch.ones(3, count, dtype=torch.bool)
+    mask[1, 1:] = False
+    if how == "a mask":
+        return replace(tasks, **{f"{side}_mask": mask})
+    x, y = getattr(tasks, f"{side}_x"), getattr(tasks, f"{side}_y")
+    return replace(tasks, **{f"{side}_x": x[:, :1], f"{side}_y": y[:, :1]})
+
+
+@pytest.mark.parametrize("chosen", ["native", "torch"])
+@pytest.mark.parametrize("how", ["a mask", "one sample"])
+@pytest.mark.parametrize(
+    ("side", "bn", "steps", "is_refused"),
+    [
+        ("support", "transductive", 1, True),
+        ("support", "transductive", 0, False),  # the support set is not passed through
+        ("support", "support", 1, True),
+        ("support", "support", 0, True),
+        ("support", "running", 1, False),
+        ("query", "transductive", 0, True),
+        ("query", "support", 1, False),
+        ("query", "running", 1, False),
+    ],
+)
+def test_batch_norm_takes_no_statistics_of_one_value(
+    side: str, bn: Any, steps: int, is_refused: bool, how: str, chosen: Any
+) -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)))
+    tasks = one_value(side, how)
+    if not is_refused:
+        assert_close(*(loss_of(model, tasks, inner_steps=steps, bn=bn, engine=e) for e in ("native", "torch")), "loss")
+        return
+    message = rf"{side}_x gives a BatchNorm layer one value.*in task {int(how == 'a mask')}"
+    with pytest.raises((RuntimeError, ValueError), match=message if chosen == "native" else "more than 1 value"):
+        loss_of(model, tasks, inner_steps=steps, bn=bn, engine=chosen)
+
+
+def test_inner_loops_and_hessians_take_no_statistics_of_one_value_either() -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)))
+    tasks = one_value("support", "a mask")
+    with pytest.raises(RuntimeError, match="support_x gives a BatchNorm layer one value"):
+        innerloop.primitives.adapt(model, tasks, inner_lr=0.1, engine="native")
+    with pytest.raises(RuntimeError, match="support_x gives a BatchNorm layer one value"):
+        innerloop.primitives.hessian_vector_product(model, tasks, dict(model.named_parameters()), engine="native")
+
+
 def test_what_is_kept_of_the_arguments_is_never_stale() -> None:
     model, tasks = mlp(), make_tasks((6,))
 
@@ -580,6 +663,9 @@ def test_what_is_kept_of_the_arguments_is_never_stale() -> None:
     model.zero_grad()
     model[1] = nn.Sigmoid()
     check()
+    model[2].weight.data, model[2].bias.data = torch.randn(4, 8).double(), torch.zeros(4).double()
+    with pytest.raises(ValueError, match="3 ways, but the model's head has 4 outputs"):
+        loss_of(model, tasks)
 
 
 def test_what_is_kept_of_the_checks_is_never_stale() -> None:

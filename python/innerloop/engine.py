@@ -485,21 +485,23 @@ def recognised(loss: Loss) -> tuple[Literal["cross_entropy", "mse"] | None, floa
     """(the loss that the native engine has for it, its label smoothing)."""
     if isinstance(loss, str):
         return loss, 0.0
-    if type(loss) is nn.MSELoss and loss.reduction == "mean" and not any(_hooks(loss)):
+    if type(loss) is nn.MSELoss and loss.reduction == "mean" and _runs_as_it_is(loss):
         return "mse", 0.0
     if (
         type(loss) is nn.CrossEntropyLoss
         and loss.reduction == "mean"
         and loss.weight is None
         and loss.ignore_index == -100
-        and not any(_hooks(loss))
+        and _runs_as_it_is(loss)
     ):
         return "cross_entropy", loss.label_smoothing
     return None, 0.0
 
 
-def _hooks(module: nn.Module) -> tuple[Any, ...]:
-    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+def _runs_as_it_is(module: nn.Module) -> bool:
+    """Whether a call of the module does what its class says: no hooks, and no forward of its own."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and "forward" not in vars(module)
 
 
 # "per_step" is left where a model has no BatchNorm: PerStepBatchNorm does not lower.

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from innerloop.functional import FunctionalModel, TaskBatchNorm
 from innerloop.layer_rules import RULES
-from innerloop.program import Kind, Program
+from innerloop.program import Kind, Program, Shape
 from innerloop.program_builder import Builder
 from innerloop.tracing import NotLowerable, trace
 
@@ -96,6 +96,7 @@ class Lowered:
         self._global_hooks = bool(torch_module._has_any_global_hook())
         self._outputs: dict[tuple[int, ...], tuple[str | None, int]] = {}
         self._parameters: list[tuple[dict[str, Any], str]] = []
+        self._shapes: list[Shape] = []
         self._buffers: list[tuple[dict[str, Any], str]] = []
         try:
             self.program = lower(model)
@@ -104,14 +105,19 @@ class Lowered:
             return
         self.names, self.code = self.program.parameters, self.program.encode()
         self._parameters = [_slot(model, name, "_parameters") for name in self.names]
+        self._shapes = list(self.program.parameter_shapes)  # .data = may change them
         self._buffers = [_slot(model, name, "_buffers") for name in self.program.buffers]
         norms = [node for node in self.program.nodes if node.kind is Kind.BATCH_NORM]
         self.has_running_statistics = all(node.attributes[1] >= 0 for node in norms)
 
     def is_current(self) -> bool:
         """Whether the model is still the one that was lowered: the same modules in the same mode with the same
-        attributes and hooks."""
-        return bool(torch_module._has_any_global_hook()) == self._global_hooks and self._watch.is_unchanged()
+        attributes, hooks and shapes of parameters."""
+        return (
+            bool(torch_module._has_any_global_hook()) == self._global_hooks
+            and self._watch.is_unchanged()
+            and [parameter.shape for parameter in self.parameters()] == self._shapes
+        )
 
     def parameters(self) -> list[Tensor]:
         """The model's own tensors, in the program's order."""

@@ -280,6 +280,8 @@ def _windows(
     node: Node, shape: Shape, kernel: Sequence[float], stride: Sequence[float], padding: Sequence[float]
 ) -> Shape:
     """Height and width of the output of a convolution or pooling."""
+    if min(stride) < 1:
+        raise ValueError(f"{node.where} has a stride of {int(stride[0])} × {int(stride[1])}, expected at least 1")
     sizes = [
         (int(size) + 2 * int(pad) - int(width)) // int(step) + 1
         for size, width, step, pad in zip(shape[1:], kernel, stride, padding, strict=True)

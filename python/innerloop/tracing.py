@@ -235,7 +235,12 @@ def _contents(value: Any) -> list[tuple[int, Any]]:
         items = list(value)
     else:
         items = [value]
-    return [(id(item), item._version if isinstance(item, Tensor) else None) for item in items]
+    return [(id(item), _version(item)) for item in items]
+
+
+def _version(item: Any) -> int | None:
+    """How often a tensor was written to; tensors made under torch.inference_mode do not count it."""
+    return item._version if isinstance(item, Tensor) and not item.is_inference() else None
 
 
 def _changed(before: dict[str, tuple[Any, Any]], after: dict[str, tuple[Any, Any]]) -> list[str]:
