@@ -875,3 +875,40 @@ def test_a_compiled_step_notices_another_mode(fresh_compiler: None) -> None:
     model.train()
     losses = {float(compiled(tasks).detach()) for _ in range(5)}
     assert len(losses) == 5, "dropout draws anew"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, after a graph break
+def test_a_compiled_step_notices_other_attributes_and_hooks(fresh_compiler: None) -> None:
+    model = make(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.LeakyReLU(0.1), nn.Linear(5, 3)))
+    algorithm = innerloop.get("maml")(model, inner_lr=0.1)
+    compiled = torch.compile(lambda tasks: algorithm(tasks).loss, backend="aot_eager")
+    tasks = make_tasks((6,))
+    for eps, slope in ((1e-5, 0.1), (0.3, 0.1), (0.5, 0.1), (0.5, 0.7)):
+        model[1].eps, model[2].negative_slope = eps, slope
+        expected = loss_of(model, tasks, inner_steps=1, engine="torch").detach()
+        assert_close(compiled(tasks).detach(), expected, f"eps {eps}, slope {slope}")
+    model[2].register_forward_hook(lambda module, inputs, output: 2 * output)
+    expected = loss_of(model, tasks, inner_steps=1, engine="torch").detach()
+    assert_close(compiled(tasks).detach(), expected, "a hook")
+
+
+@pytest.mark.parametrize("argument", ["inner_lr", "support_weight", "step_weights"])
+def test_numbers_may_be_arguments_of_a_compiled_step(argument: str, fresh_compiler: None) -> None:
+    model, tasks = mlp(), make_tasks((6,))
+
+    def step(number: float, chosen: Any) -> Tensor:
+        value = [number, 0.0, 1.0] if argument == "step_weights" else number
+        return loss_of(model, tasks, engine=chosen, **{argument: value})
+
+    compiled = torch.compile(lambda number: step(number, "native"), fullgraph=True, backend="aot_eager")
+    for number in (0.1, 0.2, 0.3):
+        assert_close(compiled(number).detach(), step(number, "torch").detach(), f"{argument} {number}")
+
+
+@pytest.mark.parametrize("chosen", ["native", "torch"])
+def test_a_model_compiled_in_place_runs_as_it_is(chosen: Any, fresh_compiler: None) -> None:
+    model, tasks = mlp(), make_tasks((6,))
+    expected = loss_of(model, tasks, engine="torch").detach()
+    model.compile(backend="eager")
+    model[0].compile(backend="eager")
+    assert_close(loss_of(model, tasks, engine=chosen).detach(), expected, "loss")

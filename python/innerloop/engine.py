@@ -26,6 +26,8 @@ from innerloop.tasks import TaskBatch
 Engine = Literal["auto", "native", "torch"]
 _ENGINES = get_args(Engine)
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module
+
 # An autograd loop over tasks is nothing that torch.compile should unroll: in a compiled step it runs as it is.
 _by_torch = torch.compiler.disable(torch_engine.meta_result)
 
@@ -397,10 +399,9 @@ class _Network(NamedTuple):
 def _network(model: nn.Module, tasks: TaskBatch, known: Lowered | None = None) -> _Network:
     sample = tuple(tasks.support_x.shape[2:])
     if torch.compiler.is_compiling():
-        # A compiled graph has the Program as a constant, and is made anew for another mode; it follows tensors through
-        # the module alone.
-        training = tuple([module.training for module in model.modules()])
-        problem, names, buffers, code, outputs, statistics = _constants(model, training, sample)
+        # A compiled graph has the Program as a constant, and is made anew for other attributes or hooks of the modules,
+        # training among them; it follows tensors through the module alone.
+        problem, names, buffers, code, outputs, statistics = _constants(model, _attributes(model), sample)
         parameters = [model.get_parameter(name) for name in names]
         running = [model.get_buffer(name) for name in buffers]
         return _Network(problem, names, code, parameters, running, outputs, statistics, {})
@@ -418,8 +419,24 @@ def _network(model: nn.Module, tasks: TaskBatch, known: Lowered | None = None) -
     )
 
 
+_PLAIN = (bool, int, float, str)
+
+
+def _attributes(model: nn.Module) -> tuple[Any, ...]:
+    """Numbers, strings and tuples of them that modules have, such as a norm's eps, and how many hooks. By their hashes:
+    of a number alone torch.compile would make an input of the graph."""
+    found = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in _HOOKS:
+                found.append(len(value))
+            elif type(value) in _PLAIN or (type(value) is tuple and all([type(item) in _PLAIN for item in value])):
+                found.append(hash(value))
+    return tuple(found)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constants(model: nn.Module, training: tuple[bool, ...], sample: tuple[int, ...]) -> tuple[Any, ...]:
+def _constants(model: nn.Module, attributes: tuple[Any, ...], sample: tuple[int, ...]) -> tuple[Any, ...]:
     """What a compiled graph takes from a lowered model: plain values."""
     network = lowered(model)
     buffers = () if network.program is None else network.program.buffers
@@ -500,8 +517,7 @@ def recognised(loss: Loss) -> tuple[Literal["cross_entropy", "mse"] | None, floa
 
 def _runs_as_it_is(module: nn.Module) -> bool:
     """Whether a call of the module does what its class says: no hooks, and no forward of its own."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return not any(hooks) and "forward" not in vars(module)
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
 
 
 # "per_step" is left where a model has no BatchNorm: PerStepBatchNorm does not lower.

@@ -118,6 +118,7 @@ def copy_structure(
         if twin is None:
             twin = type(module).__new__(type(module))
             twin.__dict__ = dict(module.__dict__)
+            twin.__dict__.pop("_compiled_call_impl", None)  # of module.compile(), and bound to the module
             twin._parameters = dict(module._parameters)
             twin._buffers = dict(module._buffers)
         copies[id(module)] = twin

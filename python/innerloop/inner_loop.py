@@ -8,7 +8,6 @@ weight of the query loss at θₖ and u the weight of the support loss at θ₀ 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
 from innerloop.norms import is_batch_norm
-from innerloop.ops.checks import check_number
+from innerloop.ops.checks import check_finite, is_finite
 from innerloop.registry import check_choice, nearest
 
 #: What BatchNorm layers can normalise with; "per_step" is for those of MAML++ (norms.py).
@@ -112,9 +111,7 @@ class InnerLoop:
         if not callable(loss) and not (isinstance(loss, str) and loss in ("cross_entropy", "mse")):
             raise ValueError(f"loss is {loss!r}, expected 'cross_entropy', 'mse' or a callable")
         check_choice(inner_optimizer, "inner_optimizer", get_args(InnerOptimizer))
-        check_number(support_weight, "support_weight")
-        if not math.isfinite(support_weight):
-            raise ValueError(f"support_weight is {support_weight!r}, expected a finite number")
+        check_finite(support_weight, "support_weight")
         return cls(
             steps=inner_steps,
             rates=_resolve_rates(dict(model.named_parameters()), inner_lr, inner_steps, adapt),
@@ -143,7 +140,7 @@ def _check_step_weights(weights: Sequence[float] | Tensor | None, steps: int) ->
             f"step_weights has {len(numbers)} entries, expected inner_steps + 1 = {steps + 1}: "
             "one for the query loss before adaptation and one after each step"
         )
-    if not all(math.isfinite(number) for number in numbers):
+    if not all(map(is_finite, numbers)):
         raise ValueError(f"step_weights is {numbers}, expected finite numbers")
     return numbers
 
@@ -209,9 +206,7 @@ def _on(value: float | Tensor, parameter: nn.Parameter) -> Tensor:
 def _common_rate(value: float | Tensor, steps: int, argument: str) -> tuple[float | Tensor, bool]:
     """α for any parameter: a number or 0-d, or [K] one for each step."""
     if not isinstance(value, Tensor):
-        check_number(value, argument)
-        if not math.isfinite(value):
-            raise ValueError(f"{argument} is {value!r}, expected a finite number")
+        check_finite(value, argument)
         return float(value), False
     if not value.is_floating_point():
         raise TypeError(f"{argument} has dtype {value.dtype}, expected floating point")

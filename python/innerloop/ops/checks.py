@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -51,6 +52,17 @@ def check_number(value: Any, name: str) -> None:
         isinstance(value, Tensor) and value.dim() == 0
     ):
         raise TypeError(f"{name} is of type {type(value).__name__}, expected a number")
+
+
+def is_finite(value: Any) -> bool:
+    """math.isfinite, also of a number that torch.compile does not know yet."""
+    return bool(-math.inf < value < math.inf)
+
+
+def check_finite(value: Any, name: str) -> None:
+    check_number(value, name)
+    if not is_finite(value):
+        raise ValueError(f"{name} is {value!r}, expected a finite number")
 
 
 def check_positive(value: Any, name: str) -> None:
