@@ -430,7 +430,7 @@ def _attributes(model: nn.Module) -> tuple[Any, ...]:
         for name, value in vars(module).items():
             if name in _HOOKS:
                 found.append(len(value))
-            elif type(value) in _PLAIN or (type(value) is tuple and all([type(item) in _PLAIN for item in value])):
+            elif type(value) in _PLAIN or (type(value) is tuple and all(type(item) in _PLAIN for item in value)):
                 found.append(hash(value))
     return tuple(found)
 
