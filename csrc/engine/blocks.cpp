@@ -20,7 +20,7 @@ class BlocksWorker final : public Worker {
       : engine_(shared),
         request_(shared.request),
         plan_(shared.plan),
-        layers_(make_layers(shared.plan, shared.request, memory_)),
+        layers_(make_layers(shared.plan, shared.request, memory_, scratch_of_convolutions_)),
         output_(request_.program->output),
         loss_(request_.loss, request_.label_smoothing, output_layout().shape.channels, output_layout().stride),
         support_samples_(request_.support, at(plan_.values, plan_.input), output_layout().shape.channels),
@@ -238,7 +238,7 @@ class BlocksWorker final : public Worker {
     query_ = make(of_query).moving(fixed_query_);
     if (plan_.moving_statistics) statistics_ = make(of_query).moving(fixed_support_);
     if (second_order_) tangent_ = make(of_tangent).tangent(fixed_support_);
-    for (T*& scratch : scratch_) scratch = memory_.take(largest_collected() * std::max(S, Q));
+    for (T*& scratch : scratch_) scratch = memory_.take(plan_.largest_collected() * std::max(S, Q));
 
     const int64_t size = plan_.moving_size;
     own_initial_ = std::ranges::any_of(request_.parameters, [](const auto& p) { return p.per_task; })
@@ -394,19 +394,6 @@ class BlocksWorker final : public Worker {
     }
   }
 
-  // Size of the largest gradient that may have to be added to another: of a value that is read more than once, or at
-  // the boundary.
-  int64_t largest_collected() const {
-    int64_t largest = 0;
-    for (size_t value = 0; value < plan_.values.size(); ++value) {
-      int64_t readers = 0;
-      for (const Step& step : plan_.steps) readers += std::ranges::count(step.inputs, static_cast<int>(value));
-      if (readers < 2 && !plan_.is_boundary(static_cast<int>(value))) continue;
-      largest = std::max(largest, plan_.values[value].dense_size());
-    }
-    return largest;
-  }
-
   // Where a step's gradient for its input goes: to its place, if nothing has arrived there yet; else beside it.
   T* destination(const Step& step, size_t i, Part part, Pass<T>& pass) {
     const int input = step.inputs[i];
@@ -467,6 +454,7 @@ class BlocksWorker final : public Worker {
   const Plan& plan_;
   Arena arena_;
   Memory<T> memory_{arena_};
+  ConvolutionScratch<T> scratch_of_convolutions_{memory_};
   std::vector<std::unique_ptr<Layer<T>>> layers_;  // by step
   std::vector<Layer<T>*> owners_;                  // those that stand for their weights themselves
   const int output_;

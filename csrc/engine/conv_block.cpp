@@ -107,9 +107,9 @@ class ConvBlock final : public Layer<T> {
         zeros_(context.memory.take(channels_)),
         B_tangent_(context.memory.take(channels_)),
         G_tangent_(context.memory.take(channels_)),
-        prepared_(context.memory.take(convolution_.prepared_size())),
-        prepared_direction_(context.memory.take(convolution_.prepared_size())),
-        scratch_(context.memory.take(convolution_.scratch_size())),
+        prepared_(context.scratch.weights.reserve(convolution_.prepared_size())),
+        prepared_direction_(context.scratch.direction.reserve(convolution_.prepared_size())),
+        scratch_(context.scratch.products.reserve(convolution_.scratch_size())),
         dz_(context.memory.take(group_ * dz_image_)),
         dz_tangent_(context.memory.take(group_ * dz_image_)),
         moments_(channels_) {
@@ -121,11 +121,12 @@ class ConvBlock final : public Layer<T> {
 
   void forward(const T* theta, const Primal<T>& p) override {
     const State state = state_of(p);
-    const T* w = convolution_.prepare_forward(theta + weight_, prepared_);
+    const T* w = convolution_.prepare_forward(theta + weight_, prepared_.data());
     moments_.start();
     for_groups(p.samples, [&](int64_t n, int64_t images) {
       T* z = state.z + n * z_image_;
-      convolution_.forward(images, x_of(p.x[0], n), w, conv_bias_ < 0 ? nullptr : theta + conv_bias_, z, scratch_);
+      convolution_.forward(images, x_of(p.x[0], n), w, conv_bias_ < 0 ? nullptr : theta + conv_bias_, z,
+                           scratch_.data());
       moments_.add(z, images * height_ * width_);
     });
     for (int64_t c = 0; c < channels_; ++c) {
@@ -175,23 +176,24 @@ class ConvBlock final : public Layer<T> {
       store(state.G + c, gamma_sum.scaled(1 / n_pixels));
     }
 
-    const T* w = p.dx[0] ? convolution_.prepare_input_gradient(theta + weight_, prepared_) : nullptr;
-    if (gradient) convolution_.start_weight_gradient(scratch_);
+    const T* w = p.dx[0] ? convolution_.prepare_input_gradient(theta + weight_, prepared_.data()) : nullptr;
+    if (gradient) convolution_.start_weight_gradient(scratch_.data());
     for_groups(p.samples, [&](int64_t n, int64_t images) {
       gradient_of_z(state, gamma, p.dy, n, images);
       if (gradient) {
-        convolution_.add_weight_gradient(images, x_of(p.x[0], n), dz_, gradient + weight_, scratch_);
+        convolution_.add_weight_gradient(images, x_of(p.x[0], n), dz_, gradient + weight_, scratch_.data());
       }
-      if (p.dx[0]) convolution_.input_gradient(images, {{dz_, w}}, p.dx[0] + n * x_.dense_size(), scratch_);
+      if (p.dx[0]) convolution_.input_gradient(images, {{dz_, w}}, p.dx[0] + n * x_.dense_size(), scratch_.data());
     });
-    if (gradient) convolution_.finish_weight_gradient(gradient + weight_, scratch_);
+    if (gradient) convolution_.finish_weight_gradient(gradient + weight_, scratch_.data());
   }
 
   void forward_tangent(const T* theta, const T* direction, const Primal<T>& p, const Tangent<T>& t) override {
     const State state = state_of(p);
     const TangentState tangent = tangent_of(t);
-    const T* w = t.x[0] ? convolution_.prepare_tangent(theta + weight_, prepared_) : nullptr;
-    const T* w_tangent = direction ? convolution_.prepare_tangent(direction + weight_, prepared_direction_) : nullptr;
+    const T* w = t.x[0] ? convolution_.prepare_tangent(theta + weight_, prepared_.data()) : nullptr;
+    const T* w_tangent =
+        direction ? convolution_.prepare_tangent(direction + weight_, prepared_direction_.data()) : nullptr;
     std::vector<DoubleSum<T>> sums(static_cast<size_t>(channels_ / L)), sums_x(sums);
     for_groups(p.samples, [&](int64_t n, int64_t images) {
       const Term<T> along_w = direction ? Term<T>{x_of(p.x[0], n), w_tangent} : Term<T>{};
@@ -199,7 +201,7 @@ class ConvBlock final : public Layer<T> {
       const T* z = state.z + n * z_image_;
       T* z_tangent = tangent.z + n * z_image_;
       convolution_.tangent(images, direction ? Terms<T>{along_w, along_x} : Terms<T>{along_x}, nullptr, z_tangent,
-                           scratch_);
+                           scratch_.data());
       for (int64_t c = 0; c < channels_; c += L) {
         const Vector<T> mean = load(state.mean + c), rstd = load(state.rstd + c);
         for (int64_t image = 0; image < images; ++image) {
@@ -267,23 +269,24 @@ class ConvBlock final : public Layer<T> {
     }
 
     const bool two_products = t.dx[0] && direction;
-    const T* w = t.dx[0] ? convolution_.prepare_input_gradient(theta + weight_, prepared_) : nullptr;
+    const T* w = t.dx[0] ? convolution_.prepare_input_gradient(theta + weight_, prepared_.data()) : nullptr;
     const T* w_tangent =
-        two_products ? convolution_.prepare_input_gradient(direction + weight_, prepared_direction_) : nullptr;
+        two_products ? convolution_.prepare_input_gradient(direction + weight_, prepared_direction_.data()) : nullptr;
     const T *gamma = gamma_of(theta), *gamma_dot = direction_of(direction, gamma_);
-    if (product) convolution_.start_weight_gradient(scratch_);
+    if (product) convolution_.start_weight_gradient(scratch_.data());
     for_groups(p.samples, [&](int64_t n, int64_t images) {
       tangent_gradient_of_z(state, tangent, gamma, gamma_dot, p.dy, t.dy, n, images);
       if (product) {
-        convolution_.add_weight_gradient(images, x_of(p.x[0], n), dz_tangent_, product + weight_, scratch_);
-        if (t.x[0]) convolution_.add_weight_gradient(images, x_of(t.x[0], n), dz_, product + weight_, scratch_);
+        convolution_.add_weight_gradient(images, x_of(p.x[0], n), dz_tangent_, product + weight_, scratch_.data());
+        if (t.x[0]) convolution_.add_weight_gradient(images, x_of(t.x[0], n), dz_, product + weight_, scratch_.data());
       }
       if (t.dx[0]) {
         const Term<T> along_w = two_products ? Term<T>{dz_, w_tangent} : Term<T>{};
-        convolution_.input_gradient(images, {{dz_tangent_, w}, along_w}, t.dx[0] + n * x_.dense_size(), scratch_);
+        convolution_.input_gradient(images, {{dz_tangent_, w}, along_w}, t.dx[0] + n * x_.dense_size(),
+                                    scratch_.data());
       }
     });
-    if (product) convolution_.finish_weight_gradient(product + weight_, scratch_);
+    if (product) convolution_.finish_weight_gradient(product + weight_, scratch_.data());
   }
 
  private:
@@ -439,7 +442,7 @@ class ConvBlock final : public Layer<T> {
   const int64_t z_row_, z_image_, dz_row_, dz_image_;
   const int64_t weight_, conv_bias_, gamma_, beta_;  // offsets in packed arrays, −1: none
   T *ones_, *zeros_, *B_tangent_, *G_tangent_;
-  T *prepared_, *prepared_direction_, *scratch_;
+  Scratch<T>&prepared_, &prepared_direction_, &scratch_;
   T *dz_, *dz_tangent_;  // gradients of a group's z; their halo stays 0
   ChannelMoments<T> moments_;
 };

@@ -16,7 +16,9 @@ struct LayerContext {
   const std::vector<ValueLayout>& values;          // by value
   const std::vector<PackedParameter>& parameters;  // by parameter
   int64_t max_samples;                             // of a pass
-  Memory<T>& memory;                               // of the worker that the layer belongs to
+  // Of the worker that the layer belongs to.
+  Memory<T>& memory;
+  ConvolutionScratch<T>& scratch;
 
   const ValueLayout& value(int index) const { return values[static_cast<size_t>(index)]; }
   // Offset of a parameter in packed arrays; -1: the layer has none.

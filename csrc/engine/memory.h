@@ -25,4 +25,37 @@ class Memory {
   Arena& arena_;
 };
 
+// An array that the layers of a worker use in turns, as large as the largest of them asks for: what is in it does not
+// outlast one function of a layer.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(Memory<T>& memory) : memory_(memory) {}
+
+  // Asks for count elements. To be called before data(), by every layer.
+  Scratch& reserve(int64_t count) {
+    size_ = std::max(size_, count);
+    return *this;
+  }
+
+  T* data() {
+    if (data_ == nullptr) data_ = memory_.take(size_);
+    return data_;
+  }
+
+ private:
+  Memory<T>& memory_;
+  int64_t size_ = 0;
+  T* data_ = nullptr;
+};
+
+// What convolutions need beside their arrays: weights and a direction in the form of their products, and the products'
+// own memory.
+template <class T>
+struct ConvolutionScratch {
+  explicit ConvolutionScratch(Memory<T>& memory) : weights(memory), direction(memory), products(memory) {}
+
+  Scratch<T> weights, direction, products;
+};
+
 }  // namespace innerloop::INNERLOOP_ISA

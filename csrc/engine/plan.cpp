@@ -166,6 +166,16 @@ void pack_parameters(Plan& plan, const Program& program) {
 
 }  // namespace
 
+int64_t Plan::largest_collected() const {
+  int64_t largest = 0;
+  for (size_t value = 0; value < values.size(); ++value) {
+    int64_t readers = 0;
+    for (const Step& step : steps) readers += std::ranges::count(step.inputs, static_cast<int>(value));
+    if (readers >= 2 || is_boundary(static_cast<int>(value))) largest = std::max(largest, values[value].dense_size());
+  }
+  return largest;
+}
+
 template <class T>
 Plan make_plan(const Request<T>& request) {
   const Program& program = *request.program;
@@ -188,9 +198,10 @@ Plan make_plan(const Request<T>& request) {
 }
 
 template <class T>
-std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request, Memory<T>& memory) {
-  const LayerContext<T> context{request, plan.values, plan.parameters,
-                                std::max(request.support.count, request.query.count), memory};
+std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Request<T>& request, Memory<T>& memory,
+                                                   ConvolutionScratch<T>& scratch) {
+  const LayerContext<T> context{
+      request, plan.values, plan.parameters, std::max(request.support.count, request.query.count), memory, scratch};
   std::vector<std::unique_ptr<Layer<T>>> layers;
   for (const Step& step : plan.steps) {
     const Node& first = request.program->nodes[static_cast<size_t>(step.nodes[0])];
@@ -214,7 +225,9 @@ std::vector<std::unique_ptr<Layer<T>>> make_layers(const Plan& plan, const Reque
 
 template Plan make_plan(const Request<float>&);
 template Plan make_plan(const Request<double>&);
-template std::vector<std::unique_ptr<Layer<float>>> make_layers(const Plan&, const Request<float>&, Memory<float>&);
-template std::vector<std::unique_ptr<Layer<double>>> make_layers(const Plan&, const Request<double>&, Memory<double>&);
+template std::vector<std::unique_ptr<Layer<float>>> make_layers(const Plan&, const Request<float>&, Memory<float>&,
+                                                                ConvolutionScratch<float>&);
+template std::vector<std::unique_ptr<Layer<double>>> make_layers(const Plan&, const Request<double>&, Memory<double>&,
+                                                                 ConvolutionScratch<double>&);
 
 }  // namespace innerloop::INNERLOOP_ISA
