@@ -213,3 +213,5 @@ def test_the_plan_names_each_path() -> None:
     assert sum("one block" in line for line in fused) == 2
     assert "moments of its patches" in fused[0]
     assert "moments of its patches" not in plan(PATHS["block"])[0]
+    assert not any("Winograd" in line for line in (*plan(PLAIN), *plan(PATHS["block"]), fused[0]))
+    assert "one block, by Winograd's F(" in fused[1]

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/conv_block.h"
+#include "engine/convolution_shape.h"
 #include "engine/first_block.h"
 #include "engine/low_rank_linear.h"
 
@@ -130,6 +131,20 @@ void use_patch_moments(const Program& program, const std::vector<ValueLayout>& v
   }
 }
 
+// Says which convolutions go by Winograd's form: the layers choose it by the same function.
+template <class T>
+void describe_winograd(const Program& program, const std::vector<ValueLayout>& values, Use use,
+                       std::vector<Step>& steps) {
+  for (Step& step : steps) {
+    const Node& node = program.nodes[static_cast<size_t>(step.nodes[0])];
+    if (node.kind != Kind::conv2d || step.implementation == Implementation::first_block) continue;
+    const ValueLayout& in = values[static_cast<size_t>(step.inputs[0])];
+    const int64_t outputs = values[static_cast<size_t>(step.output)].stride;
+    const int tile = winograd_tile<T>(convolution_shape(node.window, in, outputs, 0), winograd_use(use));
+    if (tile != 0) step.description += ", by Winograd's F(" + std::to_string(tile) + " × " + std::to_string(tile) + ")";
+  }
+}
+
 // Linear layers whose input stays as it is while they move, and has no gradient to go on to.
 template <class T>
 void use_low_rank(Plan& plan, const Request<T>& request) {
@@ -188,6 +203,7 @@ Plan make_plan(const Request<T>& request) {
   }
   plan.values = layouts_of<T>(program, plan.input);
   if (request.paths.patch_moments != Use::off) use_patch_moments(program, plan.values, plan.steps);
+  describe_winograd<T>(program, plan.values, request.paths.winograd, plan.steps);
   plan.parameters.resize(program.parameters.size());
   for (PackedParameter& unread : plan.parameters) unread.offset = -1;
   plan.owners.assign(program.parameters.size(), -1);

@@ -10,6 +10,10 @@ bool winograd_applies(const ConvolutionShape& s, int64_t vector) {
          s.padding_height <= 2 && s.padding_width <= 2 && s.channels % vector == 0 && s.outputs % vector == 0;
 }
 
+int64_t outputs_along(int64_t size, int64_t padding, int64_t kernel, int64_t stride) {
+  return (size + 2 * padding - kernel) / stride + 1;
+}
+
 // The tile with the fewest multiplications per image, where it saves enough to pay for the transforms. A larger tile
 // rounds more and transforms more: it must save an eighth.
 int cheapest_tile(int64_t height, int64_t width, WinogradUse use) {
@@ -29,14 +33,19 @@ constexpr int64_t large_map = 20 * 20;
 }  // namespace
 
 template <class T>
+int winograd_tile(const ConvolutionShape& shape, WinogradUse use) {
+  if (use == WinogradUse::off || !winograd_applies(shape, lanes<T>)) return 0;
+  return cheapest_tile(outputs_along(shape.height, shape.padding_height, 3, 1),
+                       outputs_along(shape.width, shape.padding_width, 3, 1), use);
+}
+
+template <class T>
 Convolution<T>::Convolution(const ConvolutionShape& shape, WinogradUse winograd)
     : shape_(shape),
-      output_height_((shape.height + 2 * shape.padding_height - shape.kernel_height) / shape.stride_height + 1),
-      output_width_((shape.width + 2 * shape.padding_width - shape.kernel_width) / shape.stride_width + 1),
+      output_height_(outputs_along(shape.height, shape.padding_height, shape.kernel_height, shape.stride_height)),
+      output_width_(outputs_along(shape.width, shape.padding_width, shape.kernel_width, shape.stride_width)),
       gradient_halo_(0),
-      tile_(winograd != WinogradUse::off && winograd_applies(shape, lanes<T>)
-                ? cheapest_tile(output_height_, output_width_, winograd)
-                : 0),
+      tile_(winograd_tile<T>(shape, winograd)),
       forward_tile_(tile_ != 0 && output_height_ * output_width_ >= large_map ? 2 : tile_) {
   const int64_t pixels = output_height_ * output_width_;
   group_ = std::max<int64_t>(1, tile_ != 0 ? winograd_chunk(tile_, shape.channels, shape.outputs, sizeof(T)) * 5 / 4 /
@@ -312,6 +321,8 @@ void Convolution<T>::finish_weight_gradient(T* gradient, T* scratch) const {
   if (tile_ != 0) winograd_add_gradient(tile_, shape_.channels, shape_.outputs, scratch, gradient);
 }
 
+template int winograd_tile<float>(const ConvolutionShape&, WinogradUse);
+template int winograd_tile<double>(const ConvolutionShape&, WinogradUse);
 template class Convolution<float>;
 template class Convolution<double>;
 

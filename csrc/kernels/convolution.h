@@ -27,6 +27,10 @@ struct ConvolutionShape {
 // Where Winograd's form is used: nowhere, where it costs less, or wherever it applies (a 3×3 kernel at stride 1).
 enum class WinogradUse : int8_t { off, automatic, forced };
 
+// Winograd's tile for a convolution, but for the forward pass where that has one of its own; 0: the direct form.
+template <class T>
+int winograd_tile(const ConvolutionShape& shape, WinogradUse use);
+
 // Memory: images [height + 2·halo][width + 2·halo][channels]; weights [kernel rows][kernel columns][channels][outputs].
 // Every function takes any number of images; a caller that works on its images in groups of group() finds them, and
 // what the convolution makes of them, in the second-level cache.
@@ -48,7 +52,7 @@ class Convolution {
   int64_t weights_size() const;
   int64_t prepared_size() const;
   int64_t scratch_size() const;
-  // Winograd's tile for the forward pass and for everything else; 0: the direct form.
+  // Winograd's tile for the forward pass and, of winograd_tile(), for everything else; 0: the direct form.
   int forward_tile() const { return forward_tile_; }
   int tile() const { return tile_; }
 
