@@ -21,6 +21,9 @@ int64_t bytes_for(const Device& device, const Request<T>& request, int64_t chunk
   return measured.bytes();
 }
 
+// What cuBLAS takes beside the workspace (torch gives it 32 MiB on Hopper), and what rounding up adds to both.
+constexpr int64_t of_products = int64_t{64} << 20;
+
 // Of how many tasks at a time there is room for in that many bytes.
 template <class T>
 int64_t fitting_chunk(const Device& device, const Request<T>& request, int64_t chunk, int64_t asked,
@@ -39,7 +42,7 @@ Tensor memory_for(const Device& device, const Request<T>& request, int64_t chunk
   } catch (const std::exception&) {
     const std::optional<int64_t> available = available_bytes();
     if (!available) throw;  // after an earlier error that ended the device's context: memory is not what is missing
-    const int64_t fitting = fitting_chunk(device, request, chunk, bytes, *available);
+    const int64_t fitting = fitting_chunk(device, request, chunk, bytes, *available - of_products);
     STD_TORCH_CHECK(false, device.op(), ": out of memory: ", chunk, " tasks at once need ", bytes, " bytes, and ",
                     *available, " are free: ",
                     fitting > 0 ? "INNERLOOP_TASK_CHUNK=" + std::to_string(fitting) + " would fit"
