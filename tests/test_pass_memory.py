@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from innerloop import engine
+from innerloop.explanation import explanation
 from innerloop.inner_loop import InnerLoop
 from nets import assert_close, make, make_tasks, ragged
 from resnet12 import ResNet12
@@ -53,6 +54,13 @@ def test_a_residual_network(force: Any, options: str) -> None:
     for repeated, kept, value in zip(*found, expected, strict=True):
         assert torch.equal(repeated, kept)
         assert_close(kept, value, options)
+
+
+def test_explain_says_when_passes_are_repeated() -> None:
+    model, tasks = ResNet12(channels=(8, 16, 8, 16), outputs=3), make_tasks((3, 32, 32), tasks=1, support=25)
+    few, many = (explanation(model.double(), tasks=tasks, inner_steps=steps) for steps in (2, 20))
+    assert "support passes: repeated on the way back" not in few
+    assert "support passes: repeated on the way back" in many
 
 
 # Peak memory of a step in a process of its own, in units of one value of the first layer.

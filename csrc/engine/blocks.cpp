@@ -26,7 +26,8 @@ class BlocksWorker final : public Worker {
         support_samples_(request_.support, at(plan_.values, plan_.input), output_layout().shape.channels),
         query_samples_(request_.query, at(plan_.values, plan_.input), output_layout().shape.channels),
         backward_(request_.wants_gradients()),
-        second_order_(backward_ && !request_.first_order) {
+        second_order_(backward_ && !request_.first_order),
+        keeps_passes_(second_order_ && keeps_support_passes(plan_, request_, layers_)) {
     for (const std::unique_ptr<Layer<T>>& layer : layers_) {
       if (layer->owns_weight()) owners_.push_back(layer.get());
     }
@@ -232,9 +233,8 @@ class BlocksWorker final : public Worker {
     };
     fixed_support_ = make(of_fixed).fixed(Side::support, S);
     fixed_query_ = make(of_fixed).fixed(Side::query, Q);
-    supports_.push_back(make(of_support).moving(fixed_support_));
-    keeps_passes_ = second_order_ && keeping_passes_pays(of_support.numbers());
-    for (int64_t k = 1; k < (keeps_passes_ ? K : 1); ++k) supports_.push_back(make(of_support).moving(fixed_support_));
+    const int64_t passes = keeps_passes_ ? std::max<int64_t>(K, 1) : 1;
+    for (int64_t k = 0; k < passes; ++k) supports_.push_back(make(of_support).moving(fixed_support_));
     query_ = make(of_query).moving(fixed_query_);
     if (plan_.moving_statistics) statistics_ = make(of_query).moving(fixed_support_);
     if (second_order_) tangent_ = make(of_tangent).tangent(fixed_support_);
@@ -254,13 +254,6 @@ class BlocksWorker final : public Worker {
     for (const std::vector<T>& total : engine_.rate_totals) {
       rate_gradients_.push_back(total.empty() ? nullptr : memory_.take(static_cast<int64_t>(total.size())));
     }
-  }
-
-  // Whether all support passes fit beside each other, so that the way back need not go through them again.
-  bool keeping_passes_pays(int64_t numbers_of_one) const {
-    constexpr int64_t most_kept = int64_t{1} << 28;  // bytes
-    if (request_.paths.kept_passes != Use::automatic) return request_.paths.kept_passes == Use::forced;
-    return request_.steps * numbers_of_one * static_cast<int64_t>(sizeof(T)) <= most_kept;
   }
 
   // What support_pass(k) left in the one pass that there is memory for, which another has been through since.
@@ -462,7 +455,7 @@ class BlocksWorker final : public Worker {
   TaskSamples<T> support_samples_, query_samples_;
   const bool backward_;  // gradients are wanted
   const bool second_order_;
-  bool keeps_passes_ = false;  // every support pass has memory of its own, for the way back
+  const bool keeps_passes_;  // every support pass has memory of its own, for the way back
   int64_t latest_support_pass_ = 0;
 
   Pass<T> fixed_support_, fixed_query_, query_, statistics_, tangent_;

@@ -8,6 +8,7 @@
 
 #include "engine/items.h"
 #include "engine/packed.h"
+#include "engine/pass_memory.h"
 #include "engine/plan.h"
 
 namespace innerloop::INNERLOOP_ISA {
@@ -38,7 +39,7 @@ class BlocksEngine final : public Engine<T> {
 
   int64_t chunks() const override { return (request.tasks + tasks_per_chunk - 1) / tasks_per_chunk; }
   std::unique_ptr<Worker> make_worker() override;
-  std::string plan_text() const override { return describe(plan); }
+  std::string plan_text() const override { return describe(plan) + describe_support_passes(plan, request); }
 
   void finish() override {
     for (const int p : results) {

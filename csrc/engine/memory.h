@@ -11,18 +11,20 @@ namespace innerloop::INNERLOOP_ISA {
 template <class T>
 class Memory {
  public:
-  explicit Memory(Arena& arena) : arena_(arena) {}
+  Memory() = default;  // of nothing: whatever is taken is null
+  explicit Memory(Arena& arena) : arena_(&arena) {}
 
   // count elements, all 0, with slack for one vector after them.
   T* take(int64_t count) {
+    if (arena_ == nullptr) return nullptr;
     constexpr int64_t vector = 64 / sizeof(T);
-    T* piece = arena_.take<T>(count + vector);
+    T* piece = arena_->take<T>(count + vector);
     std::fill_n(piece, count + vector, T(0));
     return piece;
   }
 
  private:
-  Arena& arena_;
+  Arena* const arena_ = nullptr;
 };
 
 // An array that the layers of a worker use in turns, as large as the largest of them asks for: what is in it does not

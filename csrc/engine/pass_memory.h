@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/memory.h"
@@ -35,7 +37,7 @@ class PassMemory {
       return std::ranges::count(plan_.steps[s].inputs, static_cast<int>(value)) > 0 &&
              (layers_[s]->reads().*of_values_);
     };
-    if (T* shared = walk_ && !any_step(reads_it) ? walk_->value(value) : nullptr) return shared;
+    if (walk_ && walk_->holds(value) && !any_step(reads_it)) return walk_->value(value);
     return take(samples * plan_.values[value].sample_size());
   }
 
@@ -43,7 +45,7 @@ class PassMemory {
     const auto reads_it = [&](size_t s) {
       return plan_.steps[s].output == static_cast<int>(value) && of_gradients_ && (layers_[s]->reads().*of_gradients_);
     };
-    if (T* shared = walk_ && !any_step(reads_it) ? walk_->gradient(value) : nullptr) return shared;
+    if (walk_ && walk_->holds(value) && !any_step(reads_it)) return walk_->gradient(value);
     return take(samples * plan_.values[value].dense_size());
   }
 
@@ -74,5 +76,41 @@ class PassMemory {
   const WhatIsRead of_values_, of_gradients_;
   mutable int64_t numbers_ = 0;
 };
+
+// What all support passes would take beside each other, in bytes.
+template <class T>
+int64_t size_of_support_passes(const Plan& plan, const Request<T>& request,
+                               const std::vector<std::unique_ptr<Layer<T>>>& layers) {
+  Memory<T> nothing;
+  WalkMemory<T> walk(plan, request.program->output, request.support.count, nothing);
+  const PassMemory<T> of_fixed(plan, layers, nothing), of_support(plan, layers, nothing, &walk, &Reads::x, &Reads::dy);
+  const auto make = [&](const PassMemory<T>& memory) {
+    return PassMaker<T, PassMemory<T>>(plan, request, std::nullopt, memory);
+  };
+  make(of_support).moving(make(of_fixed).fixed(Side::support, request.support.count));
+  return request.steps * of_support.numbers() * static_cast<int64_t>(sizeof(T));
+}
+
+// Whether they are kept, so that the way back of second order need not go through them again.
+template <class T>
+bool keeps_support_passes(const Plan& plan, const Request<T>& request,
+                          const std::vector<std::unique_ptr<Layer<T>>>& layers) {
+  constexpr int64_t most_kept = int64_t{1} << 28;  // bytes
+  if (request.paths.kept_passes != Use::automatic) return request.paths.kept_passes == Use::forced;
+  return size_of_support_passes(plan, request, layers) <= most_kept;
+}
+
+// A line where they are not.
+template <class T>
+std::string describe_support_passes(const Plan& plan, const Request<T>& request) {
+  if (!request.wants_gradients() || request.first_order || request.steps < 2) return "";
+  Arena arena;
+  Memory<T> memory(arena);
+  ConvolutionScratch<T> scratch(memory);
+  const std::vector<std::unique_ptr<Layer<T>>> layers = make_layers(plan, request, memory, scratch);
+  if (keeps_support_passes(plan, request, layers)) return "";
+  const int64_t megabytes = size_of_support_passes(plan, request, layers) / 1'000'000;
+  return "support passes: repeated on the way back, where they would take " + std::to_string(megabytes) + " MB\n";
+}
 
 }  // namespace innerloop::INNERLOOP_ISA

@@ -40,7 +40,8 @@ class WalkMemory {
     settle(gradients, gradients_);
   }
 
-  // Null: it cannot lie here.
+  // Whether a value and its gradient can lie here; and where.
+  bool holds(size_t value) const { return values_[value] >= 0; }
   T* value(size_t value) { return memory_of(values_[value]); }
   T* gradient(size_t value) { return memory_of(gradients_[value]); }
 
@@ -82,7 +83,6 @@ class WalkMemory {
   }
 
   T* memory_of(int index) {
-    if (index < 0) return nullptr;
     Place& place = at(places_, index);
     if (place.memory == nullptr) place.memory = memory_.take(samples_ * place.size);
     return place.memory;
