@@ -65,11 +65,12 @@ def test_explain_says_when_passes_are_repeated() -> None:
 
 # Peak memory of a step in a process of its own, in units of one value of the first layer.
 _STEP = """
-import resource, sys
+import sys
 import torch
 from torch import nn
 import innerloop
 from innerloop import engine
+from innerloop.bench.memory import peak_megabytes
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml
 from dataclasses import replace
@@ -81,10 +82,9 @@ x, y = torch.randn(1, samples, channels, size, size), torch.arange(samples)[None
 tasks = innerloop.TaskBatch(x, y, x, y)
 inner = InnerLoop.create(model, inner_lr=1e-3, inner_steps=int(sys.argv[1]))
 *arguments, settings = engine._native_call(model, tasks, inner, None, "native")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_megabytes()
 maml.maml(*arguments, replace(settings, paths=(0, 0, 0, 0, 0, int(sys.argv[2]))))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (4 * samples * channels * size * size))
+print((peak_megabytes() - before) * 2**20 / (4 * samples * channels * size * size))
 """
 
 
