@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -77,10 +78,10 @@ class PassMemory {
   mutable int64_t numbers_ = 0;
 };
 
-// What all support passes would take beside each other, in bytes.
+// What all support passes would take beside each other, in bytes. Floating, for any number of steps.
 template <class T>
-int64_t size_of_support_passes(const Plan& plan, const Request<T>& request,
-                               const std::vector<std::unique_ptr<Layer<T>>>& layers) {
+double size_of_support_passes(const Plan& plan, const Request<T>& request,
+                              const std::vector<std::unique_ptr<Layer<T>>>& layers) {
   Memory<T> nothing;
   WalkMemory<T> walk(plan, request.program->output, request.support.count, nothing);
   const PassMemory<T> of_fixed(plan, layers, nothing), of_support(plan, layers, nothing, &walk, &Reads::x, &Reads::dy);
@@ -88,14 +89,14 @@ int64_t size_of_support_passes(const Plan& plan, const Request<T>& request,
     return PassMaker<T, PassMemory<T>>(plan, request, std::nullopt, memory);
   };
   make(of_support).moving(make(of_fixed).fixed(Side::support, request.support.count));
-  return request.steps * of_support.numbers() * static_cast<int64_t>(sizeof(T));
+  return static_cast<double>(request.steps) * static_cast<double>(of_support.numbers()) * sizeof(T);
 }
 
 // Whether they are kept, so that the way back of second order need not go through them again.
 template <class T>
 bool keeps_support_passes(const Plan& plan, const Request<T>& request,
                           const std::vector<std::unique_ptr<Layer<T>>>& layers) {
-  constexpr int64_t most_kept = int64_t{1} << 28;  // bytes
+  constexpr double most_kept = 1 << 28;  // bytes
   if (request.paths.kept_passes != Use::automatic) return request.paths.kept_passes == Use::forced;
   return size_of_support_passes(plan, request, layers) <= most_kept;
 }
@@ -109,7 +110,7 @@ std::string describe_support_passes(const Plan& plan, const Request<T>& request)
   ConvolutionScratch<T> scratch(memory);
   const std::vector<std::unique_ptr<Layer<T>>> layers = make_layers(plan, request, memory, scratch);
   if (keeps_support_passes(plan, request, layers)) return "";
-  const int64_t megabytes = size_of_support_passes(plan, request, layers) / 1'000'000;
+  const int64_t megabytes = std::llround(size_of_support_passes(plan, request, layers) / 1e6);
   return "support passes: repeated on the way back, where they would take " + std::to_string(megabytes) + " MB\n";
 }
 
