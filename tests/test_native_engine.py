@@ -578,7 +578,7 @@ def test_loss_modules_are_recognised(smoothing: float) -> None:
 @pytest.mark.parametrize("module", [nn.CrossEntropyLoss, nn.MSELoss])
 def test_a_loss_module_with_a_forward_of_its_own_takes_the_torch_engine(module: type[nn.Module]) -> None:
     model, tasks, doubled = mlp(), make_tasks((6,), out=3 if module is nn.MSELoss else None), module()
-    doubled.forward = lambda outputs, targets: 2 * module()(outputs, targets)  # type: ignore[method-assign]
+    doubled.forward = lambda outputs, targets: 2 * module()(outputs, targets)
     with pytest.raises(ValueError, match="loss is a function"):
         loss_of(model, tasks, loss=doubled)
     actual = loss_of(model, tasks, inner_steps=0, loss=doubled, engine="auto")

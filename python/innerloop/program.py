@@ -95,7 +95,7 @@ class Cost:
     numbers: int
 
 
-#: Numbers of support passes kept beside each other; more are repeated (csrc/engine/blocks.cpp).
+#: Numbers of support passes kept beside each other; more are repeated (csrc/engine/pass_memory.h).
 _MOST_KEPT = 2**28 // 4
 
 
