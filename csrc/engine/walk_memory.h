@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "engine/items.h"
@@ -59,18 +60,16 @@ class WalkMemory {
     T* memory = nullptr;
   };
 
-  // Each in the smallest free place that is large enough, else the largest, else a new one.
+  // Each in the free place that need grow least, and of those the smallest; else in a new one.
   void settle(const std::vector<Life>& lives, std::vector<int>& place_of) {
     for (const Life& life : lives) {
+      const auto cost = [&](const Place& place) {
+        return std::pair{std::max<int64_t>(life.size - place.size, 0), place.size};
+      };
       int best = -1;
       for (int i = 0; i < static_cast<int>(places_.size()); ++i) {
-        const Place& place = at(places_, i);
-        if (place.taken_until >= life.begin) continue;
-        const auto fits = [&](const Place& p) { return p.size >= life.size; };
-        if (best < 0 || (fits(place) ? !fits(at(places_, best)) || place.size < at(places_, best).size
-                                     : !fits(at(places_, best)) && place.size > at(places_, best).size)) {
-          best = i;
-        }
+        if (at(places_, i).taken_until >= life.begin) continue;
+        if (best < 0 || cost(at(places_, i)) < cost(at(places_, best))) best = i;
       }
       if (best < 0) {
         best = static_cast<int>(places_.size());
