@@ -97,6 +97,7 @@ template <class T>
 bool keeps_support_passes(const Plan& plan, const Request<T>& request,
                           const std::vector<std::unique_ptr<Layer<T>>>& layers) {
   constexpr double most_kept = 1 << 28;  // bytes
+  if (request.steps < 2) return true;  // one is there anyway
   if (request.paths.kept_passes != Use::automatic) return request.paths.kept_passes == Use::forced;
   return size_of_support_passes(plan, request, layers) <= most_kept;
 }
@@ -104,7 +105,7 @@ bool keeps_support_passes(const Plan& plan, const Request<T>& request,
 // A line where they are not.
 template <class T>
 std::string describe_support_passes(const Plan& plan, const Request<T>& request) {
-  if (!request.wants_gradients() || request.first_order || request.steps < 2) return "";
+  if (!request.wants_gradients() || request.first_order) return "";
   Arena arena;
   Memory<T> memory(arena);
   ConvolutionScratch<T> scratch(memory);
