@@ -97,7 +97,7 @@ template <class T>
 bool keeps_support_passes(const Plan& plan, const Request<T>& request,
                           const std::vector<std::unique_ptr<Layer<T>>>& layers) {
   constexpr double most_kept = 1 << 28;  // bytes
-  if (request.steps < 2) return true;  // one is there anyway
+  if (request.steps < 2) return true;    // one is there anyway
   if (request.paths.kept_passes != Use::automatic) return request.paths.kept_passes == Use::forced;
   return size_of_support_passes(plan, request, layers) <= most_kept;
 }
