@@ -1,4 +1,4 @@
-// The pybind11 module of plain data (numbers, strings, numpy arrays). Tensors go through the custom ops instead:
+// The pybind11 module of plain data (numbers, strings, dicts, numpy arrays). Tensors go through the custom ops instead:
 // a module with torch's tensor caster would lose torch's exception translation.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -85,6 +85,24 @@ py::tuple sample_tasks(const Indices& starts_array, const Indices& classes_array
   return py::make_tuple(support, query);
 }
 
+// Whether dicts hold the very objects that `contents` lists: each dict itself, then its keys and values in turn.
+bool hold_exactly(const py::list& dicts, const py::tuple& contents) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(contents.ptr());
+  Py_ssize_t next = 0;
+  const auto is_next = [&](const PyObject* object) {
+    return next < size && PyTuple_GET_ITEM(contents.ptr(), next++) == object;
+  };
+  for (const py::handle dict : dicts) {
+    if (!PyDict_Check(dict.ptr())) throw py::type_error("dicts must hold dicts");
+    if (!is_next(dict.ptr())) return false;
+    PyObject *key = nullptr, *value = nullptr;
+    for (Py_ssize_t position = 0; PyDict_Next(dict.ptr(), &position, &key, &value);) {
+      if (!is_next(key) || !is_next(value)) return false;
+    }
+  }
+  return next == size;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = INNERLOOP_VERSION;
@@ -98,9 +116,12 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "Plain-data helpers of innerloop: the task sampler and what this build is.";
+  module.doc() = "Plain-data helpers of innerloop: the task sampler, a comparison of dicts, and what this build is.";
   module.def("build_info", &build_info,
              "Versions this package was built with; cuda_compiler is empty where no CUDA library was built.");
+  module.def(
+      "hold_exactly", &hold_exactly, py::arg("dicts"), py::arg("contents"),
+      "Whether dicts hold the very objects of a flat tuple: each dict itself, then its keys and values in turn.");
   module.def("philox", &innerloop::philox, py::arg("counter"), py::arg("key"),
              "One block of Philox 4x32-10: four 32-bit numbers from a counter of four and a key of two.");
   module.def("sample_tasks", &sample_tasks, py::arg("starts"), py::arg("classes"), py::arg("ways"), py::arg("shots"),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop import models
+from innerloop import _native, models
 from innerloop.lowering import NotLowerable, lower, lowered
 from innerloop.program import Kind, Node, Program
 from nets import function_of
@@ -591,6 +591,7 @@ def test_costs_are_those_of_the_products() -> None:
         "an added module": lambda m: m.append(nn.ReLU()),
         "a replaced parameter": lambda m: setattr(m[0], "weight", nn.Parameter(torch.zeros(3, 8))),
         "a parameter of another shape": lambda m: setattr(m[0].weight, "data", torch.zeros(4, 8)),
+        "another dtype": lambda m: m.double() and None,
         "a removed bias": lambda m: setattr(m[0], "bias", None),
         "a hook": lambda m: m[0].register_forward_hook(lambda module, inputs, output: None) and None,
         "a list": lambda m: m[2].extra.append(1),
@@ -605,11 +606,39 @@ def test_a_changed_model_is_lowered_again(change: tuple[str, Callable[[Any], Non
     with torch.no_grad():
         model[0].weight.add_(1)
     model.zero_grad()
-    assert lowered(model) is kept, "values are no change"
+    model[1].p = float("0.5")  # another object
+    assert lowered(model) is kept, "values of parameters, and equal attributes, are no change"
     change[1](model)
     again = lowered(model)
     assert again is not kept
     assert lowered(model) is again
+
+
+_KEY, _VALUE = "key", object()
+
+
+@pytest.mark.parametrize(
+    ("change", "held"),
+    {
+        "nothing": (lambda a, b: None, True),
+        "the same again": (lambda a, b: a.update({_KEY: _VALUE}), True),
+        "another value": (lambda a, b: a.update({_KEY: object()}), False),
+        "one more": (lambda a, b: b.update(more=_VALUE), False),
+        "one less": (lambda a, b: b.clear(), False),
+        "another name": (lambda a, b: b.update(other=b.pop("last")), False),
+        "moved to the next": (lambda a, b: b.update({_KEY: a.pop(_KEY)}), False),
+    }.values(),
+)
+def test_dicts_that_hold_exactly_the_same(change: Callable[[Any, Any], None], held: bool) -> None:
+    first, second = {_KEY: _VALUE}, {"last": None}
+    contents = (first, _KEY, _VALUE, second, "last", None)
+    change(first, second)
+    assert _native.hold_exactly([first, second], contents) is held
+
+
+def test_what_holds_nothing_is_refused() -> None:
+    with pytest.raises(TypeError, match="dicts must hold dicts"):
+        _native.hold_exactly([[]], ([],))
 
 
 def test_a_global_hook_stops_lowering() -> None:

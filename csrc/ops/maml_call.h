@@ -59,7 +59,8 @@ inline Use checked_use(int64_t use) {
   return static_cast<Use>(use);
 }
 
-// Checks every tensor, keeps contiguous copies alive, and makes the request that points into them.
+// Checks every tensor, and makes the request that points into them, and into contiguous copies that it keeps alive; the
+// tensors must outlive it.
 template <class T, class Place>
 class CheckedCall {
  public:
@@ -137,7 +138,8 @@ class CheckedCall {
 
   const Tensor& keep(const Tensor& tensor) {
     // Through the dispatcher only where there is something to copy: a call on small networks takes 0.1 ms.
-    kept_.push_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
+    if (tensor.is_contiguous()) return tensor;
+    kept_.push_back(torch::stable::contiguous(tensor));
     return kept_.back();
   }
 

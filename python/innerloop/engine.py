@@ -254,11 +254,11 @@ def inner_loop(model: nn.Module, network: Lowered | None = None, **options: Any)
     kept = network or lowered(model)
     if kept.program is None:
         return InnerLoop.create(model, **options)
-    # What create() reads of the parameters that a Program uses; the others take no part in the inner loop.
-    parameters = kept.parameters()
-    states = [(parameter.requires_grad, parameter.dtype, parameter.device) for parameter in parameters]
+    # What create() reads of the parameters that a Program uses, and may change in a model that is lowered; the others
+    # take no part in the inner loop.
+    learned = [parameter.requires_grad for parameter in kept.parameters]
     try:
-        key = (*options, *options.values(), recognised(options["loss"]), torch.is_inference_mode_enabled(), *states)
+        key = (*options, *options.values(), recognised(options["loss"]), torch.is_inference_mode_enabled(), *learned)
         found: InnerLoop | None = kept.memory.get(key)
     except TypeError:  # unhashable: a list of step weights or of names
         return InnerLoop.create(model, **options)
@@ -267,7 +267,7 @@ def inner_loop(model: nn.Module, network: Lowered | None = None, **options: Any)
         if len(kept.memory) >= 128:  # a schedule that changes α at every step does not fill the memory
             kept.memory.clear()
         kept.memory[key] = found
-        rates, settings = _settings(kept.names, kept.code, parameters, found)
+        rates, settings = _settings(kept.names, kept.code, kept.parameters, found)
         kept.memory[id(found)] = _Kept(found, rates, settings, set())
     return found
 
@@ -321,7 +321,7 @@ def _native_call(
         known = known or lowered(model)
         kept = known.memory.get(id(inner))
         if kept and (engine, all_ways, *_kind(tasks)) in kept.kinds and _why_not_now(tasks) is None:
-            return known.parameters(), kept.rates, known.buffers(), tasks, kept.settings
+            return known.parameters, kept.rates, known.buffers, tasks, kept.settings
     network = _network(model, tasks, known)
     if parameters is not None:
         torch_engine.per_task_parameters(model, parameters, tasks.num_tasks)
@@ -411,8 +411,8 @@ def _network(model: nn.Module, tasks: TaskBatch, known: Lowered | None = None) -
         problem,
         network.names,
         network.code,
-        network.parameters(),
-        network.buffers(),
+        network.parameters,
+        network.buffers,
         outputs,
         network.has_running_statistics,
         network.memory,

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
+from innerloop import _native
 from innerloop.functional import FunctionalModel, TaskBatchNorm
 from innerloop.layer_rules import RULES
-from innerloop.program import Kind, Program, Shape
+from innerloop.program import Kind, Program
 from innerloop.program_builder import Builder
 from innerloop.tracing import NotLowerable, trace
 
@@ -82,6 +83,7 @@ class Lowered:
     Attributes:
         program: None where the model does not lower. error: why it does not.
         names: of the parameters, in the program's order. code: the program's encoding.
+        parameters, buffers: the model's own tensors, in the program's order; the buffers are running statistics.
         memory: checked inner loops by their arguments.
     """
 
@@ -90,42 +92,38 @@ class Lowered:
         self.error: NotLowerable | None = None
         self.names: tuple[str, ...] = ()
         self.code: list[int] = []
+        self.parameters: list[Tensor] = []
+        self.buffers: list[Tensor] = []
         self.has_running_statistics = False
         self.memory: dict[Any, Any] = {}
         self._watch = _Watch(model)
         self._global_hooks = bool(torch_module._has_any_global_hook())
         self._outputs: dict[tuple[int, ...], tuple[str | None, int]] = {}
-        self._parameters: list[tuple[dict[str, Any], str]] = []
-        self._shapes: list[Shape] = []
-        self._buffers: list[tuple[dict[str, Any], str]] = []
+        self._kinds: list[Any] = []
         try:
             self.program = lower(model)
         except NotLowerable as error:
             self.error = copy.copy(error)  # without the traceback, which holds on to the model
             return
         self.names, self.code = self.program.parameters, self.program.encode()
-        self._parameters = [_slot(model, name, "_parameters") for name in self.names]
-        self._shapes = list(self.program.parameter_shapes)  # .data = may change them
-        self._buffers = [_slot(model, name, "_buffers") for name in self.program.buffers]
+        self.parameters = [model.get_parameter(name) for name in self.names]
+        self.buffers = [model.get_buffer(name) for name in self.program.buffers]
+        self._kinds = self._kinds_now()
         norms = [node for node in self.program.nodes if node.kind is Kind.BATCH_NORM]
         self.has_running_statistics = all(node.attributes[1] >= 0 for node in norms)
 
     def is_current(self) -> bool:
         """Whether the model is still the one that was lowered: the same modules in the same mode with the same
-        attributes, hooks and shapes of parameters."""
+        attributes, hooks, and shapes, dtypes and devices of parameters."""
         return (
             bool(torch_module._has_any_global_hook()) == self._global_hooks
             and self._watch.is_unchanged()
-            and [parameter.shape for parameter in self.parameters()] == self._shapes
+            and self._kinds_now() == self._kinds
         )
 
-    def parameters(self) -> list[Tensor]:
-        """The model's own tensors, in the program's order."""
-        return [slots[name] for slots, name in self._parameters]
-
-    def buffers(self) -> list[Tensor]:
-        """Running statistics, in the program's order."""
-        return [slots[name] for slots, name in self._buffers]
+    def _kinds_now(self) -> list[Any]:
+        """What .data = may change of a parameter."""
+        return [(parameter.shape, parameter.dtype, parameter.device) for parameter in self.parameters]
 
     def outputs(self, sample: tuple[int, ...]) -> tuple[str | None, int]:
         """(what is wrong with samples of a shape, or with the model; the number of outputs for them)."""
@@ -157,14 +155,8 @@ _known: weakref.WeakKeyDictionary[nn.Module, Lowered] = weakref.WeakKeyDictionar
 _one_at_a_time = threading.Lock()
 
 
-def _slot(model: nn.Module, name: str, kind: str) -> tuple[dict[str, Any], str]:
-    path, _, leaf = name.rpartition(".")
-    slots: dict[str, Any] = getattr(model.get_submodule(path), kind)
-    return slots, leaf
-
-
 class _Watch:
-    """Notices that a model is no longer what it was, in about a microsecond for each module.
+    """Notices that a model is no longer what it was.
 
     Tensors are compared by identity: their values may change. The model itself is not kept alive.
     """
@@ -180,9 +172,9 @@ class _Watch:
         ]
         self.hook_counts = list(map(len, self.hooks))
         self.member_ids = self._member_ids()
-        self.kept = [  # so that no other object gets the id of one of these
-            tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
-        ]
+        self.dicts: list[dict[Any, Any]] = [*self.attributes, *self.hooks, *self.members]
+        # Holding on to them also keeps any other object from getting the id of one of these.
+        self.contents = tuple(chain.from_iterable((held, *chain.from_iterable(held.items())) for held in self.dicts))
         standard = vars(nn.Module())
         self.containers = [
             (value, copy.copy(value))
@@ -195,15 +187,20 @@ class _Watch:
         return list(map(id, chain.from_iterable(map(dict.values, self.members))))
 
     def is_unchanged(self) -> bool:
+        # Nearly always the very same objects, which is seen natively in a microsecond.
         try:
             return (
-                self.attributes == self.were
-                and list(map(len, self.hooks)) == self.hook_counts
-                and self._member_ids() == self.member_ids
-                and self.containers_are_unchanged()
-            )
+                _native.hold_exactly(self.dicts, self.contents) or self.is_equal()
+            ) and self.containers_are_unchanged()
         except (RuntimeError, ValueError, TypeError):  # an attribute that cannot be compared was replaced
             return False
+
+    def is_equal(self) -> bool:
+        return (
+            self.attributes == self.were
+            and list(map(len, self.hooks)) == self.hook_counts
+            and self._member_ids() == self.member_ids
+        )
 
     def containers_are_unchanged(self) -> bool:
         return all(value == before for value, before in self.containers)
