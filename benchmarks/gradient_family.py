@@ -28,7 +28,7 @@ import machine
 from accuracy import BACKBONE, VALIDATIONS, Entry, command, configuration, evaluated, pool
 from accuracy_report import table
 from innerloop.checkpoint import load_checkpoint
-from innerloop.engine import why_not_native
+from innerloop.native_engine import why_not_native
 from innerloop.runs import RunConfig
 from innerloop.training import BEST, fit
 

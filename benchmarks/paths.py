@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from innerloop import TaskBatch, engine
+from innerloop import TaskBatch, native_engine
 from innerloop.bench.workloads import WORKLOADS, Workload, make_arrays, make_model
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
@@ -34,8 +34,7 @@ def step_times(workload: Workload, repeats: int) -> dict[str, float]:
         first_order=workload.first_order,
         loss=workload.loss,
     )
-    call = engine._native_call(model, tasks, inner, None, "native")
-    assert call is not None
+    call = native_engine.native_call(model, tasks, inner)
     *arguments, settings = call
     variants = {"nothing": [AUTOMATIC] * len(PATHS), "all of them": [OFF] * len(PATHS)}
     for left_out in PATHS:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from innerloop import TaskBatch, engine, torch_engine
+from innerloop import TaskBatch, engine, native_engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
@@ -76,14 +76,14 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 @contextmanager
 def taking(paths: tuple[int, ...]) -> Iterator[None]:
     """Native calls take these paths."""
-    settings_of = engine._settings
+    settings_of = native_engine._settings
 
     def with_paths(*arguments: Any) -> tuple[list[Tensor], native.Settings]:
         rates, settings = settings_of(*arguments)
         return rates, replace(settings, paths=paths)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_settings", with_paths)
+        patch.setattr(native_engine, "_settings", with_paths)
         yield
 
 
@@ -204,8 +204,7 @@ def test_the_plan_names_each_path() -> None:
 
     def plan(paths: tuple[int, ...]) -> list[str]:
         with taking(paths):
-            call = engine._native_call(model, tasks, InnerLoop.create(model, inner_lr=0.1), None, "native")
-        assert call is not None
+            call = native_engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.1))
         return native.plan(*call).splitlines()
 
     assert sum("one block" in line for line in plan(PLAIN)) == 0

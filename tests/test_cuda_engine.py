@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import emulated
 import innerloop
-from innerloop import TaskBatch, _library, engine, torch_engine
+from innerloop import TaskBatch, _library, engine, native_engine, torch_engine
 from innerloop.explanation import explanation
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
@@ -222,7 +222,7 @@ def test_explain_names_the_layers(kernels: str) -> None:
 def test_a_label_without_an_output_makes_the_loss_nan(emulation: None) -> None:
     """The op does not wait for the GPU to look at labels; TaskBatch has done that before."""
     model, tasks = make(lambda: nn.Linear(6, 3)), make_tasks((6,))
-    call = engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.1))
+    call = native_engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.1))
     tasks.query_y[1, 2] = 3
     loss, task_losses, _ = native.maml(*call)
     assert loss.isnan()
@@ -241,19 +241,19 @@ def on_cuda(tasks: TaskBatch) -> TaskBatch:
 
 def test_auto_leaves_cuda_to_the_torch_engine_and_explain_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tasks = make(lambda: nn.Linear(6, 3)), make_tasks((6,))
-    assert engine.why_not_unasked(tasks) is None
+    assert native_engine.why_not_unasked(tasks) is None
     reason = "tasks are on cuda:0, and its CUDA form has not been run on a GPU yet"
-    assert str(engine.why_not_unasked(on_cuda(tasks))).startswith(reason)
-    monkeypatch.setattr(engine, "why_not_native", lambda *_: None)
+    assert str(native_engine.why_not_unasked(on_cuda(tasks))).startswith(reason)
+    monkeypatch.setattr(native_engine, "why_not_native", lambda *_: None)
     monkeypatch.setattr(native, "plan", lambda *_: "linear")
-    monkeypatch.setattr(engine, "native_call", lambda *_: ())
+    monkeypatch.setattr(native_engine, "native_call", lambda *_: ())
     assert f'engine="auto" computes with the torch engine: {reason}' in explanation(model, tasks=tasks)
 
 
 @pytest.mark.skipif(_library.cuda_loaded, reason="the CUDA library is here")
 def test_without_the_cuda_library_native_says_so() -> None:
     model, tasks = make(lambda: nn.Linear(6, 3)), on_cuda(make_tasks((6,)))
-    reason = engine.why_not_native(model, tasks, InnerLoop.create(model, inner_lr=0.1))
+    reason = native_engine.why_not_native(model, tasks, InnerLoop.create(model, inner_lr=0.1))
     assert reason == "tasks are on cuda:0, and this installation has no CUDA library"
 
 

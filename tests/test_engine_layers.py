@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from innerloop import TaskBatch, engine, torch_engine
+from innerloop import TaskBatch, native_engine, torch_engine
 from innerloop.inner_loop import InnerLoop, Rate
 from innerloop.ops import maml as native
 from nets import make, make_tasks, ragged
@@ -256,8 +256,7 @@ def by_torch(model: nn.Module, parameters: dict[str, Tensor], tasks: TaskBatch, 
 def by_native(
     model: nn.Module, parameters: dict[str, Tensor], tasks: TaskBatch, inner: InnerLoop, paths: tuple[int, ...] = PLAIN
 ) -> Outcome:
-    call = engine._native_call(model, tasks, inner, parameters, "native")
-    assert call is not None
+    call = native_engine.native_call(model, tasks, inner, parameters)
     loss, task_losses, outputs = native.maml(*call[:-1], dataclasses.replace(call[-1], paths=paths))
     return {"task losses": task_losses, "outputs": outputs, **gradients_of(loss, parameters, inner)}
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import innerloop
-from innerloop import TaskBatch, engine, inner_optimizers, torch_engine
+from innerloop import TaskBatch, inner_optimizers, native_engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.inner_optimizers import Directions
 from innerloop.options import options_of
@@ -170,7 +170,7 @@ def test_the_native_engine_leaves_it_to_torch(optimizer: str, caplog: pytest.Log
     (line,) = caplog.messages
     assert f"the torch engine computes the meta-gradient: inner_optimizer is '{optimizer}'" in line
     inner = InnerLoop.create(model, inner_lr=0.1, inner_optimizer=optimizer)
-    assert engine.why_not_native(model, tasks, inner) is not None
+    assert native_engine.why_not_native(model, tasks, inner) is not None
 
 
 @for_each_optimizer

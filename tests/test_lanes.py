@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import innerloop
-from innerloop import TaskBatch, engine, torch_engine
+from innerloop import TaskBatch, engine, native_engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
@@ -149,7 +149,7 @@ def test_a_task_beyond_the_last_full_vector_has_its_samples_in_the_lanes() -> No
 
 
 def plan_of(model: nn.Module, tasks: TaskBatch) -> str:
-    return native.plan(*engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.3)))
+    return native.plan(*native_engine.native_call(model, tasks, InnerLoop.create(model, inner_lr=0.3)))
 
 
 def test_without_gradients_and_adapt(force: Any) -> None:

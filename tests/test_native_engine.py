@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import innerloop
-from innerloop import Result, TaskBatch, engine, torch_engine
+from innerloop import Result, TaskBatch, engine, native_engine, torch_engine
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml as native
 from nets import assert_close, make, make_tasks, ragged
@@ -150,8 +150,7 @@ def by_torch(case: Case) -> Result:
 
 
 def by_native(case: Case) -> Result:
-    call = engine._native_call(case.model, case.tasks, case.inner, case.parameters, "native")
-    assert call is not None
+    call = native_engine.native_call(case.model, case.tasks, case.inner, case.parameters)
     *tensors, settings_ = call
     return Result(*native.maml(*tensors, replace(settings_, paths=case.paths)))
 
@@ -399,7 +398,7 @@ def raw_outputs(model: nn.Module, tasks: TaskBatch) -> list[Tensor]:
     """What torch.ops.innerloop.maml returns where nothing of ours stands before it."""
     options = {"step_weights": None, "support_weight": 0.0, "adapt": None, "first_order": False}
     inner = InnerLoop.create(model, inner_lr=0.1, bn="transductive", loss="cross_entropy", **options)
-    parameters, rates_, buffers, _, settings_ = engine.native_call(model, tasks, inner)
+    parameters, rates_, buffers, _, settings_ = native_engine.native_call(model, tasks, inner)
     return native._call(parameters, rates_, buffers, tasks, settings_, [True] * len(parameters), False)
 
 

@@ -69,7 +69,7 @@ import sys
 import torch
 from torch import nn
 import innerloop
-from innerloop import engine
+from innerloop import native_engine
 from innerloop.bench.memory import peak_megabytes
 from innerloop.inner_loop import InnerLoop
 from innerloop.ops import maml
@@ -81,7 +81,7 @@ model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(
 x, y = torch.randn(1, samples, channels, size, size), torch.arange(samples)[None] % 3
 tasks = innerloop.TaskBatch(x, y, x, y)
 inner = InnerLoop.create(model, inner_lr=1e-3, inner_steps=int(sys.argv[1]))
-*arguments, settings = engine._native_call(model, tasks, inner, None, "native")
+*arguments, settings = native_engine.native_call(model, tasks, inner)
 before = peak_megabytes()
 maml.maml(*arguments, replace(settings, paths=(0, 0, 0, 0, 0, int(sys.argv[2]))))
 print((peak_megabytes() - before) * 2**20 / (4 * samples * channels * size * size))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import innerloop
-from innerloop import TaskBatch, engine, primitives, torch_engine
+from innerloop import TaskBatch, engine, native_engine, primitives, torch_engine
 from innerloop.engine import Engine
 from innerloop.inner_loop import Rate
 from innerloop.ops import maml as native
@@ -146,8 +146,7 @@ def assert_products_agree(case: Case, named: list[bool]) -> None:
     inner = replace(case.inner, rates=dict.fromkeys(chosen, ONE), steps=0, step_weights=(1.0,))
     phi = {name: value.detach() for name, value in case.parameters.items()}
     expected = torch_engine.hessian_vector_products(case.model, phi, case.tasks, v, inner)
-    call = engine._native_call(case.model, case.tasks, inner, phi, "native", all_ways=False)
-    assert call is not None
+    call = native_engine.native_call(case.model, case.tasks, inner, phi, all_ways=False)
     values, _, buffers, tasks, options = call
     names = engine.lowered(case.model).names
     given = [v.get(name, torch.empty(0, dtype=torch.float64)) for name in names]
@@ -603,9 +602,8 @@ def test_native_says_why_it_cannot_and_auto_says_so_once(caplog: pytest.LogCaptu
 
 
 def raw_call(model: nn.Module, tasks: TaskBatch, vectors: list[Tensor] | None = None) -> list[Any]:
-    inner = engine.inner_loop(model, **{**OPTIONS, "inner_steps": 0, "inner_lr": 1.0})
-    call = engine._native_call(model, tasks, inner, None, "native")
-    assert call is not None
+    inner = native_engine.inner_loop(model, **{**OPTIONS, "inner_steps": 0, "inner_lr": 1.0})
+    call = native_engine.native_call(model, tasks, inner)
     values, _, buffers, _, o = call
     given = [torch.randn(tasks.num_tasks, *value.shape, dtype=value.dtype) for value in values]
     return [
@@ -616,10 +614,8 @@ def raw_call(model: nn.Module, tasks: TaskBatch, vectors: list[Tensor] | None = 
 
 def raw_adaptation(model: nn.Module, tasks: TaskBatch, in_front: bool) -> list[Any]:
     """Of all parameters but the first; in_front: with tasks in front."""
-    call = engine._native_call(
-        model, tasks, engine.inner_loop(model, **OPTIONS, inner_steps=2, inner_lr=0.1), None, "native"
-    )
-    assert call is not None
+    inner = native_engine.inner_loop(model, **OPTIONS, inner_steps=2, inner_lr=0.1)
+    call = native_engine.native_call(model, tasks, inner)
     values, rates, buffers, _, o = call
     if in_front:
         values = [torch.stack([value + 0.1 * t for t in range(tasks.num_tasks)]) for value in values]

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from innerloop import engine
+from innerloop import native_engine
 from innerloop.inner_loop import BatchNormMode, InnerLoop
 from innerloop.losses import Loss
 from innerloop.lowering import lowered
@@ -64,15 +64,15 @@ def explanation(
     program = network.program
     assert program is not None
     parts = [f"{name} lowers to\n\n{program}"]
-    if engine.recognised(loss)[0] is None:
+    if native_engine.recognised(loss)[0] is None:
         parts.append('loss is a function that the native engine does not know; it has "cross_entropy" and "mse".')
     if tasks is None:
         return "\n\n".join(parts)
     inner = InnerLoop.create(model, inner_lr=0.01, inner_steps=inner_steps, bn=bn, loss=loss)
-    reason = engine.why_not_native(model, tasks, inner)
+    reason = native_engine.why_not_native(model, tasks, inner)
     if reason is not None:
         return "\n\n".join([*parts, f"The torch engine computes these tasks: {reason}"])
-    unasked = engine.why_not_unasked(tasks)
+    unasked = native_engine.why_not_unasked(tasks)
     if unasked is not None:
         parts.append(f'engine="auto" computes with the torch engine: {unasked}.')
     support, query = tasks.support_x.shape[1], tasks.query_x.shape[1]
@@ -85,5 +85,5 @@ def explanation(
         f"steps: {cost.flops / 1e6:,.2f} MFLOP in products and convolutions, up to "
         f"{cost.numbers * size / 1e6:,.2f} MB."
     )
-    parts.append(native.plan(*engine.native_call(model, tasks, inner)))
+    parts.append(native.plan(*native_engine.native_call(model, tasks, inner)))
     return "\n\n".join(parts)

@@ -77,8 +77,8 @@ def _check_module(path: str, module: nn.Module) -> None:
 
 
 class Lowered:
-    """A model's Program with the places of its tensors, or why there is none; and what engine.py keeps about it. It
-    does not keep the model alive.
+    """A model's Program with its tensors, or why there is none; and what native_engine.py keeps about it. It does not
+    keep the model alive.
 
     Attributes:
         program: None where the model does not lower. error: why it does not.

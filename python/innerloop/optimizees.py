@@ -11,6 +11,7 @@ from innerloop import engine as engines
 from innerloop.contract import Result
 from innerloop.inner_loop import BatchNormMode
 from innerloop.losses import Loss
+from innerloop.native_engine import inner_loop
 from innerloop.tasks import TaskBatch
 
 
@@ -44,7 +45,7 @@ class Optimizees:
         self._support = TaskBatch(x, y, x, y, mask, mask)
         loss = loss or ("cross_entropy" if tasks.is_classification else "mse")
         # An inner loop of no steps: the loss at the parameters that it is given, and its gradient.
-        self._inner = engines.inner_loop(model, inner_lr=0.0, inner_steps=0, bn=bn, loss=loss)
+        self._inner = inner_loop(model, inner_lr=0.0, inner_steps=0, bn=bn, loss=loss)
 
     def losses_and_gradients(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Each task's support loss at its θ, [T], and its gradient [T, P]; detached."""

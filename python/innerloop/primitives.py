@@ -38,6 +38,7 @@ from innerloop.contract import Result
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode, InnerLR
 from innerloop.losses import Loss
+from innerloop.native_engine import inner_loop
 from innerloop.ops._differentiable import transforms_active
 from innerloop.ops.maml import with_gradients
 from innerloop.registry import nearest
@@ -94,7 +95,7 @@ def adapt(
         raise ValueError(f"proximal is {proximal!r}, expected a finite number of at least 0")
     engines.check_engine(engine)
     tasks = _plain_tasks(tasks)
-    inner = engines.inner_loop(
+    inner = inner_loop(
         model, inner_lr=_plain_rate(inner_lr), inner_steps=inner_steps, adapt=_names(adapt), bn=bn, loss=loss
     )
     initial = _initial(model, tasks, parameters)
@@ -188,7 +189,7 @@ def meta_gradient(
     _refuse_inference_mode()
     engines.check_engine(engine)
     tasks = _plain_tasks(tasks)
-    inner = engines.inner_loop(
+    inner = inner_loop(
         model,
         inner_lr=0.0 if inner_lr is None else _plain_rate(inner_lr),
         inner_steps=inner_steps,
@@ -255,7 +256,7 @@ def hessian_vector_product(
     for name, vector in _plain_parameters(model, tasks.num_tasks, vectors, "vectors").items():
         _check_kind(vector, initial[name], f"vectors[{name!r}]")
         expanded[name] = vector.expand(tasks.num_tasks, *model.get_parameter(name).shape)
-    inner = engines.inner_loop(model, inner_lr=0.0, inner_steps=0, adapt=tuple(expanded), bn=bn, loss=loss)
+    inner = inner_loop(model, inner_lr=0.0, inner_steps=0, adapt=tuple(expanded), bn=bn, loss=loss)
     return engines.hessian_vector_products(model, tasks, expanded, inner, initial, engine)
 
 

@@ -13,6 +13,7 @@ from innerloop.contract import Algorithm, Result, embed_tasks
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode, InnerLoop
 from innerloop.models import Shape, output_shape
+from innerloop.native_engine import inner_loop
 from innerloop.pretraining import MINIBATCHES, pretraining_result
 from innerloop.tasks import TaskBatch
 
@@ -82,7 +83,7 @@ class FineTune(Algorithm):
 
     def inner_loop_of(self, network: nn.Module) -> InnerLoop:
         """The inner loop as the options stand now."""
-        return engines.inner_loop(
+        return inner_loop(
             network, inner_lr=self.inner_lr, inner_steps=self.inner_steps, bn=self.bn, loss="cross_entropy"
         )
 

@@ -16,6 +16,7 @@ from innerloop.algorithms.maml import MAML
 from innerloop.contract import Algorithm, Result
 from innerloop.inner_loop import BatchNormMode
 from innerloop.losses import Loss
+from innerloop.native_engine import inner_loop
 from innerloop.tasks import TaskBatch
 
 log = logging.getLogger("innerloop")
@@ -76,7 +77,7 @@ class IMAML(Algorithm):
         self.stopped = 0
         self.solved = 0
         # Refuses bad options here, not at the first step.
-        engines.inner_loop(model, inner_lr=inner_lr, inner_steps=inner_steps, bn=bn, loss=self.loss_for(True))
+        inner_loop(model, inner_lr=inner_lr, inner_steps=inner_steps, bn=bn, loss=self.loss_for(True))
         if engine == "native":
             engines.check_lowers(model)
 

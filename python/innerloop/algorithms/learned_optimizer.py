@@ -14,6 +14,7 @@ from innerloop.contract import Algorithm, Result
 from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode
 from innerloop.losses import Loss
+from innerloop.native_engine import inner_loop
 from innerloop.ops.coordinate_lstm import coordinate_lstm, coordinate_lstm_weight_gradients
 from innerloop.ops.maml import with_gradients
 from innerloop.optimizees import Optimizees, by_name, drawn_parameters, own_parameters
@@ -109,7 +110,7 @@ class LearnedOptimizer(Algorithm):
         self.loss = loss
         self.engine = engines.check_engine(engine)
         # Refuses bad options here, not at the first step.
-        engines.inner_loop(model, inner_lr=0.0, inner_steps=0, bn=bn, loss=loss or "cross_entropy")
+        inner_loop(model, inner_lr=0.0, inner_steps=0, bn=bn, loss=loss or "cross_entropy")
         if engine == "native":
             engines.check_lowers(model)
         like = next(model.parameters()).detach()

@@ -14,6 +14,7 @@ from innerloop.functional import FunctionalModel
 from innerloop.inner_loop import BatchNormMode, InnerLoop, InnerLR
 from innerloop.inner_optimizers import InnerOptimizer
 from innerloop.losses import Loss
+from innerloop.native_engine import inner_loop
 from innerloop.tasks import TaskBatch
 
 
@@ -88,7 +89,7 @@ class MAML(Algorithm):
         weights = self.step_weights
         if weights is not None and len(weights) != self.inner_steps + 1 and not torch.is_grad_enabled():
             weights = None
-        return engines.inner_loop(
+        return inner_loop(
             self.model,
             inner_lr=self.learning_rates(),
             inner_steps=self.inner_steps,

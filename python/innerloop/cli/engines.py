@@ -14,9 +14,9 @@ from torch import nn
 
 from innerloop import models
 from innerloop.contract import Algorithm, Dataset
-from innerloop.engine import why_not_native
 from innerloop.explanation import explanation
 from innerloop.losses import Loss
+from innerloop.native_engine import why_not_native
 from innerloop.options import OptionError, options_of, parse_numbers, parse_pairs
 from innerloop.runs import load_run
 from innerloop.tasks import TaskBatch

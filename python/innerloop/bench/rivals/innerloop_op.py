@@ -7,9 +7,9 @@ from innerloop.bench.rivals import LossAndGradients, Step
 from innerloop.bench.rivals.innerloop_step import inner_loop_of
 from innerloop.bench.rivals.torch_parts import batch
 from innerloop.bench.workloads import Workload, make_model
-from innerloop.engine import _native_call
 from innerloop.inner_loop import InnerLoop
 from innerloop.lowering import lowered
+from innerloop.native_engine import native_call
 from innerloop.ops.maml import _eager_call
 
 
@@ -17,9 +17,7 @@ def make(workload: Workload, dtype: str) -> Step:
     model = make_model(workload, dtype)
     inner = InnerLoop.create(model, **inner_loop_of(workload, model))
     tasks = TaskBatch(*batch(workload, dtype))
-    call = _native_call(model, tasks, inner, None, "native")
-    assert call is not None  # it would have raised
-    parameters, rates, buffers, tasks, settings = call
+    parameters, rates, buffers, tasks, settings = native_call(model, tasks, inner)
     parameters = [parameter.detach() for parameter in parameters]
     places = [lowered(model).names.index(name) for name, _ in model.named_parameters()]
 
