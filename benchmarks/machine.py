@@ -40,8 +40,13 @@ def this_run() -> dict[str, Any]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "load": round(os.getloadavg()[2], 1),
-        "real_time": os.sched_getscheduler(0) == os.SCHED_FIFO,  # chrt -f 10
+        "real_time": is_real_time(),
     }
+
+
+def is_real_time() -> bool:
+    """Whether this process goes before others (chrt -f 10)."""
+    return os.sched_getscheduler(0) == os.SCHED_FIFO
 
 
 def _peak() -> dict[str, float]:

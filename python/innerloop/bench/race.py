@@ -184,11 +184,12 @@ class Contestant:
     ratios: list[float] = field(default_factory=list)
     failure: str = ""
 
-    def start(self) -> None:
+    def start(self, seconds: float = 0.05) -> None:
+        """seconds: of one sample, at least."""
         first = self.worker.ask("first")
         self.first_seconds, self.megabytes = first["wall"], first["megabytes"]
         if self.first_seconds < 1:  # else one step is long enough, and another would be lost
-            self.steps = max(1, math.ceil(0.05 / self.worker.ask("steps 1")["wall"]))
+            self.steps = max(1, math.ceil(seconds / self.worker.ask("steps 1")["wall"]))
 
     def wants_more(self, effort: Effort) -> bool:
         return not self.failure and (self.spent < effort.seconds or len(self.samples["cpu"]) < effort.least)
@@ -274,8 +275,9 @@ def measure_threads(workload: AnyWorkload, rivals: Mapping[str, Rival], effort: 
             ):
                 pair = {"one": Contestant(one, "wall"), "two": Contestant(two, "wall")}
                 second = Contestant(other, "wall")
+                # While the other has its turn, a second thread falls asleep; it takes milliseconds back to a core.
                 for contestant in (*pair.values(), second):
-                    contestant.start()
+                    contestant.start(seconds=0.5)
                 race(pair, "one", effort)
                 row = {"one": spread(pair["one"].samples["wall"]), **pair["two"].row()}
                 rounds = len(pair["one"].samples["wall"])
