@@ -106,8 +106,8 @@ class Lowered:
             self.error = copy.copy(error)  # without the traceback, which holds on to the model
             return
         self.names, self.code = self.program.parameters, self.program.encode()
-        self.parameters = [model.get_parameter(name) for name in self.names]
-        self.buffers = [model.get_buffer(name) for name in self.program.buffers]
+        self.parameters = [_member(model, "_parameters", name) for name in self.names]
+        self.buffers = [_member(model, "_buffers", name) for name in self.program.buffers]
         self._kinds = self._kinds_now()
         norms = [node for node in self.program.nodes if node.kind is Kind.BATCH_NORM]
         self.has_running_statistics = all(node.attributes[1] >= 0 for node in norms)
@@ -153,6 +153,13 @@ def lowered(model: nn.Module) -> Lowered:
 
 _known: weakref.WeakKeyDictionary[nn.Module, Lowered] = weakref.WeakKeyDictionary()
 _one_at_a_time = threading.Lock()
+
+
+def _member(model: nn.Module, kind: str, name: str) -> Tensor:
+    """Of what a module calls its parameters, which may be any tensors (a clone's, say)."""
+    path, _, leaf = name.rpartition(".")
+    members: dict[str, Tensor] = getattr(model.get_submodule(path), kind)
+    return members[leaf]
 
 
 class _Watch:
