@@ -84,9 +84,12 @@ def determinism(long: bool) -> Row:
 
 def memory_in_training(long: bool) -> Row:
     steps = 1000 if long else 250
-    growth = memory.growth_in_training(steps)
+    # A leak grows in both. On a busy machine a thread may take its first task, and its workspace, late in the first.
+    growth = min(memory.growth_in_training(steps) for _ in range(2))
     failures = [f"the process grew by {growth:.1f} MB"] if growth > 4 else []
-    return Row("memory in training", f"{steps:,} steps: {growth:+.1f} MB after the first fifth", failures)
+    return Row(
+        "memory in training", f"{steps:,} steps, twice: {growth:+.1f} MB or more after the first fifth", failures
+    )
 
 
 def memory_of_tasks(long: bool) -> Row:
