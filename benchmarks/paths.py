@@ -34,8 +34,7 @@ def step_times(workload: Workload, repeats: int) -> dict[str, float]:
         first_order=workload.first_order,
         loss=workload.loss,
     )
-    call = native_engine.native_call(model, tasks, inner)
-    *arguments, settings = call
+    *arguments, settings = native_engine.native_call(model, tasks, inner)
     variants = {"nothing": [AUTOMATIC] * len(PATHS), "all of them": [OFF] * len(PATHS)}
     for left_out in PATHS:
         variants[left_out] = [OFF if path == left_out else AUTOMATIC for path in PATHS]
