@@ -225,7 +225,7 @@ def _attributes(model: nn.Module) -> tuple[Any, ...]:
     return tuple(found)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
 def _constants(model: nn.Module, attributes: tuple[Any, ...], sample: tuple[int, ...]) -> tuple[Any, ...]:
     """What a compiled graph takes from a lowered model: plain values."""
     network = lowered(model)

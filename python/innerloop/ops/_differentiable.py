@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 Arguments = tuple[Any, ...]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
 def transforms_active() -> bool:
     """Whether a torch.func transform or a forward-mode level is active: an op registered with torch.library is then
     differentiated wrongly or not at all. The autograd.Function takes its place, and where torch.compile, which fails
